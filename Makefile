@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo`, `make test`. Everything lives in .venv; nothing else is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SPHINX := $(BIN)/python -m sphinx -W --keep-going -q
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types docs wheel bench clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; say make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo  ## train, sample and evaluate on real handwritten digits; pictures land in demo/
+	$(BIN)/python examples/digits.py --out demo
+
+test: $(VENV)/.dev  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy, strict, on src
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## the documentation in docs/_build, warnings as errors
+	$(SPHINX) docs docs/_build
+
+wheel: $(VENV)/.dev  ## the wheel in dist/
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:  ## remove what the commands above made
+	rm -rf $(VENV) dist docs/_build demo

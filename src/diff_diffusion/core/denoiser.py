@@ -1,0 +1,89 @@
+"""Denoisers: the posterior of the clean data given noisy data, at any noise level."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diff_diffusion.cond import Cond
+from diff_diffusion.core.gaussian import Gaussian
+from diff_diffusion.core.posterior import Posterior
+from diff_diffusion.core.process import Corrupted, Process
+from diff_diffusion.core.targets import Target
+from diff_diffusion.registry import register
+from diff_diffusion.tensors import expand
+
+LOG_SNR_LIMIT = 20.0
+"""Networks see λ clipped to ±20: beyond it x_t is the data, or the noise, to float32's last digit."""
+
+
+class Denoiser(ABC):
+    """Answers one question: what is x_0, given x_t?"""
+
+    process: Process
+
+    @abstractmethod
+    def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Posterior:
+        """The posterior of x_0. `t` is a float, or a float64 tensor whose shape is a prefix of x_t's."""
+
+    def error(self, corrupted: Corrupted, cond: Cond | None) -> tuple[Tensor, Tensor]:
+        """(error [B, ...], gain): gain · ‖error‖² is the squared error of ε̂. Here the error of x̂_0, so gain is the SNR."""
+        assert isinstance(self.process, Gaussian)
+        mean = self(corrupted.x_t, corrupted.t, cond).mean
+        return mean - corrupted.x_0, torch.exp(self.process.time_map.log_snr(corrupted.t))
+
+
+@register("denoiser/network")
+class NetworkDenoiser(nn.Module, Denoiser):
+    """A network that has learned to denoise, with the meaning of its output.
+
+    The network sees x_t / √(α² + σ²), λ clipped to ±20, and the embedded condition; nothing else, so the process and
+    its scaling can be changed after training.
+
+    Args:
+        network: (x [B, ...], log_snr [B] or a longer prefix of x's shape, embedded condition) to an output like x.
+        process: the forward process.
+        target: what the output means.
+        conditioner: embeds a `Cond`; None for an unconditional model.
+
+    Raises:
+        IncompatibleError: the target cannot be decoded somewhere on the process.
+    """
+
+    def __init__(
+        self, network: nn.Module, process: Process, target: Target, conditioner: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        target.check(process)
+        self.network = network
+        self.process = process
+        self.target = target
+        self.conditioner = conditioner
+
+    def output(self, x_t: Tensor, t: float | Tensor, cond: Cond | None) -> Tensor:
+        """What the network says, in its target's terms."""
+        assert isinstance(self.process, Gaussian)
+        alpha, sigma = self.process.scales(t)
+        log_snr: Any = self.process.time_map.log_snr(t)
+        if isinstance(log_snr, Tensor):
+            norm: float | Tensor = (alpha**2 + sigma**2).rsqrt()  # type: ignore[union-attr]
+            log_snr = log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).to(x_t.device, torch.float32)
+        else:
+            norm = (alpha**2 + sigma**2) ** -0.5
+            clipped = min(max(log_snr, -LOG_SNR_LIMIT), LOG_SNR_LIMIT)
+            log_snr = torch.full((len(x_t),), clipped, dtype=torch.float32, device=x_t.device)
+        embedded = self.conditioner.embed(cond, len(x_t)) if self.conditioner is not None else None
+        output: Tensor = self.network(expand(norm, x_t) * x_t, log_snr, embedded)
+        return output
+
+    def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Posterior:
+        return self.target.decode(self.output(x_t, t, cond), x_t, self.process, t)
+
+    __call__ = nn.Module.__call__
+
+    def error(self, corrupted: Corrupted, cond: Cond | None) -> tuple[Tensor, Tensor]:
+        """The error in the target's own terms, and its gain."""
+        return self.target.error(self.output(corrupted.x_t, corrupted.t, cond), corrupted, self.process)

@@ -1,0 +1,130 @@
+"""Gaussian diffusion: x_t = α x_0 + σ ε, in three scalings of one process.
+
+DDPM, DDIM, score SDEs, EDM and flow matching differ in the time map and in the row of the table below; the row only
+changes units, so a sampler gives the same samples in all three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diff_diffusion.core.posterior import Posterior
+from diff_diffusion.core.process import Corrupted, Process
+from diff_diffusion.core.time_maps import TimeMap
+from diff_diffusion.errors import ConfigError, IncompatibleError
+from diff_diffusion.registry import register
+from diff_diffusion.rng import Noise
+from diff_diffusion.tensors import Real, expand, maths
+
+
+def _variance_preserving(f: Any, log_snr: Any) -> Any:
+    return f.sqrt(f.sigmoid(log_snr)), f.sqrt(f.sigmoid(-log_snr))
+
+
+def _variance_exploding(f: Any, log_snr: Any) -> Any:
+    return torch.ones_like(log_snr) if isinstance(log_snr, Tensor) else 1.0, f.exp(-0.5 * log_snr)
+
+
+def _flow(f: Any, log_snr: Any) -> Any:
+    return f.sigmoid(0.5 * log_snr), f.sigmoid(-0.5 * log_snr)
+
+
+SCALINGS: dict[str, Callable[[Any, Any], Any]] = {
+    "vp": _variance_preserving,  # α² + σ² = 1
+    "ve": _variance_exploding,  # α = 1
+    "flow": _flow,  # α + σ = 1
+}
+
+
+@register("process/gaussian")
+@dataclass(frozen=True)
+class Gaussian(Process):
+    """x_t = α(t) x_0 + σ(t) ε with ln(α²/σ²) given by the time map.
+
+    Args:
+        time_map: λ(t).
+        scaling: "vp" (variance preserving), "ve" (variance exploding) or "flow" (α + σ = 1).
+
+    Raises:
+        ConfigError: an unknown scaling.
+        IncompatibleError: "ve" with a map that ends at λ = -∞, where σ would be infinite.
+
+    >>> from diff_diffusion.core.time_maps import Flow
+    >>> Gaussian(Flow(), "flow").scales(0.25)
+    (0.75, 0.25)
+    """
+
+    time_map: TimeMap
+    scaling: str = "vp"
+
+    def __post_init__(self) -> None:
+        if self.scaling not in SCALINGS:
+            raise ConfigError(f"unknown scaling {self.scaling!r}: it is one of {', '.join(map(repr, SCALINGS))}")
+        if self.scaling == "ve" and math.isinf(self.time_map.log_snr(1.0)):
+            raise IncompatibleError(
+                f"scaling 've' has infinite noise where λ = -∞, and {type(self.time_map).__name__} ends there: "
+                "use scaling 'vp' or 'flow', or wrap the map in Truncated"
+            )
+
+    def scales(self, t: Real) -> tuple[Real, Real]:
+        """(α, σ) at t: floats for a float, float64 tensors of t's shape for a tensor."""
+        log_snr = self.time_map.log_snr(t)
+        if not isinstance(log_snr, Tensor) and math.isinf(log_snr):
+            return (1.0, 0.0) if log_snr > 0 else (0.0, 1.0)  # type: ignore[return-value]
+        alpha, sigma = SCALINGS[self.scaling](maths(log_snr), log_snr)
+        return alpha, sigma
+
+    def decay(self, t: float, s: float) -> float:
+        """ρ = (σ_s/α_s) / (σ_t/α_t) = e^-h, the share of the noise-to-signal ratio that a step from t to s keeps.
+
+        0 where the step must hold x̂_0: it ends at the data, or starts with no signal at all.
+        """
+        if s == 0.0:
+            return 0.0
+        return maths(t).exp(0.5 * (self.time_map.log_snr(t) - self.time_map.log_snr(s)))
+
+    def marginal(self, x_0: Tensor, t: Tensor, noise: Noise) -> Corrupted:
+        alpha, sigma = self.scales(t.to("cpu", torch.float64))
+        eps = noise.normal(x_0.shape, like=x_0)
+        return Corrupted(expand(alpha, x_0) * x_0 + expand(sigma, x_0) * eps, x_0, eps, t)
+
+    def renoise(self, x_s: Tensor, s: float, t: float, noise: Noise) -> Tensor:
+        alpha_s, sigma_s = self.scales(s)
+        alpha_t, sigma_t = self.scales(t)
+        kept = alpha_t / alpha_s
+        added = math.sqrt(max(sigma_t**2 - (kept * sigma_s) ** 2, 0.0))
+        return kept * x_s + added * noise.normal(x_s.shape, like=x_s)
+
+    def reverse(
+        self, x_t: Tensor, posterior: Posterior, t: float, s: float, *, eta: float = 0.0, noise: Noise | None = None
+    ) -> Tensor:
+        """x_s = α_s x̂_0 + √(σ_s² - c²) ε̂ + c n, with ε̂ = (x_t - α_t x̂_0) / σ_t and c = η σ_s √(1 - ρ²).
+
+        η = 0 is DDIM: Euler's step on the probability-flow ODE in σ/α, and DPM-Solver-1. η = 1 is DDPM with its
+        posterior variance β̃.
+
+        Source: Song et al., arXiv 2010.02502, equations 12 and 16, in terms of (α, σ).
+        """
+        if s == 0.0:
+            return posterior.mean
+        alpha_t, sigma_t = self.scales(t)
+        alpha_s, sigma_s = self.scales(s)
+        fresh = eta * sigma_s * math.sqrt(max(1.0 - self.decay(t, s) ** 2, 0.0))
+        kept = math.sqrt(max(sigma_s**2 - fresh**2, 0.0)) / sigma_t
+        x_s = torch.add(kept * x_t, posterior.mean, alpha=alpha_s - kept * alpha_t)
+        if fresh > 0.0:
+            if noise is None:
+                raise ConfigError(f"a step with eta={eta} draws noise, and none was given: pass noise=Noise(seeds)")
+            x_s.add_(noise.normal(x_s.shape, like=x_s), alpha=fresh)
+        return x_s
+
+    def prior(self, shape: Sequence[int], noise: Noise, t: float = 1.0) -> Tensor:
+        """N(0, α² + σ²): the process at t for data of mean 0 and variance 1, as codecs make them."""
+        alpha, sigma = self.scales(t)
+        return math.sqrt(alpha**2 + sigma**2) * noise.normal(shape)

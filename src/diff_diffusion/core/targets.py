@@ -1,0 +1,105 @@
+"""Prediction targets: what a network's output means. A target is two numbers, y = a x_0 + b ε.
+
+Everything else follows from (a, b): x_0 = (σ y - b x_t) / (a σ - α b) decodes any of them. To add one, add a row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from diff_diffusion.core.gaussian import Gaussian
+from diff_diffusion.core.posterior import GaussianPosterior, Posterior
+from diff_diffusion.core.process import Corrupted, Process
+from diff_diffusion.errors import ConfigError, IncompatibleError
+from diff_diffusion.registry import register
+from diff_diffusion.tensors import expand, maths
+
+ROWS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
+    "x0": lambda alpha, sigma: (1.0, 0.0),
+    "eps": lambda alpha, sigma: (0.0, 1.0),  # Ho et al., arXiv 2006.11239
+    "v": lambda alpha, sigma: (-sigma, alpha),  # Salimans & Ho, arXiv 2202.00512
+    "velocity": lambda alpha, sigma: (-1.0, 1.0),  # Lipman et al., arXiv 2210.02747
+    "score": lambda alpha, sigma: (0.0, -1.0 / sigma),  # Song et al., arXiv 2011.13456
+    "edm": lambda alpha, sigma: (sigma / _norm(alpha, sigma), -alpha / _norm(alpha, sigma)),  # F of arXiv 2206.00364
+}
+
+
+def _norm(alpha: Any, sigma: Any) -> Any:
+    return maths(alpha).sqrt(alpha * alpha + sigma * sigma)
+
+
+class Target(ABC):
+    """What a network's output means, for one family of processes."""
+
+    @abstractmethod
+    def check(self, process: Process) -> None:
+        """Nothing, or an IncompatibleError that names the pair and the fix."""
+
+    @abstractmethod
+    def decode(self, output: Tensor, x_t: Tensor, process: Any, t: float | Tensor) -> Posterior:
+        """The posterior that the output stands for."""
+
+    @abstractmethod
+    def error(self, output: Tensor, corrupted: Corrupted, process: Any) -> tuple[Tensor, Tensor]:
+        """(output - target [B, ...], gain): gain · ‖error‖² is the squared error of ε̂, whatever the target."""
+
+
+@register("target/linear", **{row: {"row": row} for row in ROWS})
+@dataclass(frozen=True)
+class LinearTarget(Target):
+    """y = a x_0 + b ε, with (a, b) by name: x0, eps, v, velocity, score, edm.
+
+    "edm" is the output F of EDM's preconditioned network for data of standard deviation 1; with the vp scaling it is
+    -v. EDM's general sigma_data is gone because codecs normalise.
+
+    Raises:
+        ConfigError: an unknown row.
+    """
+
+    row: str
+
+    def __post_init__(self) -> None:
+        if self.row not in ROWS:
+            raise ConfigError(f"unknown target {self.row!r}: it is one of {', '.join(ROWS)}")
+
+    def coefficients(self, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+        """(a, b)."""
+        return ROWS[self.row](alpha, sigma)
+
+    def encode(self, x_0: Tensor, eps: Tensor, process: Gaussian, t: float | Tensor) -> Tensor:
+        """y, what a perfect network would output."""
+        a, b = self.coefficients(*process.scales(t))
+        return expand(a, x_0) * x_0 + expand(b, x_0) * eps
+
+    def check(self, process: Process) -> None:
+        if not isinstance(process, Gaussian):
+            raise IncompatibleError(f"target {self.row!r} needs a Gaussian process, not {type(process).__name__}")
+        alpha, sigma = process.scales(1.0)
+        a, b = self.coefficients(alpha, sigma)
+        if a * sigma - alpha * b == 0.0:
+            raise IncompatibleError(
+                f"target {self.row!r} says nothing about x_0 where no signal is left, and "
+                f"{type(process.time_map).__name__} ends there (α = 0 at t = 1): use target 'v', 'velocity', 'x0' or "
+                "'edm', or give the map a finite end with Truncated"
+            )
+
+    def decode(self, output: Tensor, x_t: Tensor, process: Gaussian, t: float | Tensor) -> GaussianPosterior:
+        alpha, sigma = process.scales(t)
+        a, b = self.coefficients(alpha, sigma)
+        scale = 1.0 / (a * sigma - alpha * b)
+        mean = expand(sigma * scale, output) * output
+        if isinstance(b, Tensor) or b != 0.0:
+            mean = mean - expand(b * scale, x_t) * x_t
+        return GaussianPosterior(mean, sigma * sigma / alpha if isinstance(alpha, Tensor) or alpha else float("inf"))
+
+    def error(self, output: Tensor, corrupted: Corrupted, process: Gaussian) -> tuple[Tensor, Tensor]:
+        t = corrupted.t
+        alpha, sigma = process.scales(t)
+        a, b = self.coefficients(alpha, sigma)
+        gain = (alpha / (a * sigma - alpha * b)) ** 2
+        return output - self.encode(corrupted.x_0, corrupted.noise, process, t), gain

@@ -1,0 +1,30 @@
+"""Self-attention: the one call to scaled_dot_product_attention."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, head_width: int) -> Tensor:
+    """Multi-head attention of [B, L, C] tensors, C a multiple of head_width, to [B, L, C]."""
+    q, k, v = (x.unflatten(-1, (-1, head_width)).transpose(1, 2) for x in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class ImageAttention(nn.Module):
+    """Residual self-attention over the places of an image, [B, C, H, W] to the same. Starts as the identity."""
+
+    def __init__(self, channels: int, head_width: int, norm: nn.Module) -> None:
+        super().__init__()
+        self.head_width = head_width
+        self.norm = norm
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        mixed = self.out(attend(*self.qkv(tokens).chunk(3, dim=-1), self.head_width))
+        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])

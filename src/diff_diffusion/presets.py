@@ -1,0 +1,102 @@
+"""Paper names: each a few parts put together. `recipe("edm")` is what its paper trains and how it samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from diff_diffusion.core.gaussian import Gaussian
+from diff_diffusion.core.process import Process
+from diff_diffusion.core.targets import LinearTarget, Target
+from diff_diffusion.core.time_maps import Cosine, Flow, LinearBeta, LinearLogSnr, TabulatedBetas, Truncated
+from diff_diffusion.errors import ConfigError
+from diff_diffusion.objectives.denoising import Objective
+from diff_diffusion.objectives.levels import Normal, Uniform
+from diff_diffusion.objectives.weights import Simple, Unit
+from diff_diffusion.registry import register
+from diff_diffusion.samplers import grid
+from diff_diffusion.samplers.ancestral import Ancestral
+from diff_diffusion.samplers.multistep import Multistep
+from diff_diffusion.samplers.sampler import Sampler
+from diff_diffusion.samplers.single_step import Heun
+
+
+@register("recipe/recipe")
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained and, unless told otherwise, sampled.
+
+    Args:
+        process, target, objective: what training needs.
+        sampler, grid: the defaults of sampling.
+        guidance: the default guidance scale; 1 is none.
+    """
+
+    process: Process
+    target: Target
+    objective: Objective
+    sampler: Sampler
+    grid: grid.Grid
+    guidance: float = 1.0
+
+
+def ddpm(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Recipe:
+    """DDPM: the discrete linear chain, eps, L_simple, all steps. Source: Ho et al., arXiv 2006.11239."""
+    betas = TabulatedBetas(np.linspace(beta_start, beta_end, timesteps).tolist())
+    objective = Objective(Uniform(), Simple())
+    return Recipe(Gaussian(betas), LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(timesteps))
+
+
+def ddim(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Recipe:
+    """DDIM: DDPM's training in continuous time, 50 deterministic steps. Source: Song et al., arXiv 2010.02502."""
+    process = Gaussian(LinearBeta(beta_start, beta_end, timesteps))
+    return Recipe(process, LinearTarget("eps"), Objective(Uniform(), Simple()), Ancestral(eta=0.0), grid.Uniform(50))
+
+
+def iddpm(timesteps: int = 1000) -> Recipe:
+    """Improved DDPM's cosine map, eps and L_simple; the end at λ = -20 is where its cap on β puts it.
+
+    Its learned variance is not part of this recipe. Source: Nichol & Dhariwal, arXiv 2102.09672.
+    """
+    process = Gaussian(Truncated(Cosine(), -20.0))
+    objective = Objective(Uniform(), Simple())
+    return Recipe(process, LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(timesteps))
+
+
+def edm() -> Recipe:
+    """EDM: σ from 0.002 to 80, its F and its levels, Heun on its grid. Source: Karras et al., arXiv 2206.00364."""
+    process = Gaussian(LinearLogSnr(12.429, -8.764), "ve")
+    objective = Objective(Normal(mean=2.4, std=2.4), Unit())
+    return Recipe(process, LinearTarget("edm"), objective, Heun(), grid.Karras(18))
+
+
+def rectified_flow() -> Recipe:
+    """The straight path: velocity, logit-normal levels, multistep sampling on a λ grid.
+
+    Source: Liu et al., arXiv 2209.03003; the levels from Esser et al., arXiv 2403.03206.
+    """
+    process = Gaussian(Flow(), "flow")
+    objective = Objective(Normal(mean=0.0, std=2.0), Unit())
+    return Recipe(process, LinearTarget("velocity"), objective, Multistep(order=2), grid.LogSnr(32, 10.0, -10.0))
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "ddim": ddim,
+    "ddpm": ddpm,
+    "edm": edm,
+    "iddpm": iddpm,
+    "rectified_flow": rectified_flow,
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown preset {name!r}: it is one of {', '.join(RECIPES)}")
+    return RECIPES[name]()
