@@ -38,9 +38,7 @@ class Cond:
         return Cond({n: v[rows] for n, v in self.values.items()}, {n: k[rows] for n, k in self.keep.items()})
 
     def to(self, device: torch.device | str) -> Cond:
-        return Cond(
-            {n: v.to(device) for n, v in self.values.items()}, {n: k.to(device) for n, k in self.keep.items()}
-        )
+        return Cond({n: v.to(device) for n, v in self.values.items()}, {n: k.to(device) for n, k in self.keep.items()})
 
     def drop(self, mask: Tensor) -> Cond:
         """Every condition dropped for the samples where `mask` [B] is true."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.process import Process
 from diff_diffusion.core.targets import LinearTarget, Target
-from diff_diffusion.core.time_maps import Cosine, Flow, LinearBeta, LinearLogSnr, TabulatedBetas, Truncated
-from diff_diffusion.errors import ConfigError
+from diff_diffusion.core.time_maps import Cosine, Flow, LinearBeta, LinearLogSnr, TabulatedBetas, TimeMap, Truncated
+from diff_diffusion.errors import ConfigError, listed
 from diff_diffusion.objectives.denoising import Objective
 from diff_diffusion.objectives.levels import Normal, Uniform
 from diff_diffusion.objectives.weights import Simple, Unit
@@ -49,10 +51,36 @@ def ddpm(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     return Recipe(Gaussian(betas), LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(timesteps))
 
 
-def ddim(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Recipe:
-    """DDIM: DDPM's training in continuous time, 50 deterministic steps. Source: Song et al., arXiv 2010.02502."""
-    process = Gaussian(LinearBeta(beta_start, beta_end, timesteps))
-    return Recipe(process, LinearTarget("eps"), Objective(Uniform(), Simple()), Ancestral(eta=0.0), grid.Uniform(50))
+def ddim(
+    timesteps: int | None = None,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    beta_schedule: str = "linear",
+    num_inference_steps: int = 50,
+) -> Recipe:
+    """DDIM: DDPM's training in continuous time, few deterministic steps. Source: Song et al., arXiv 2010.02502.
+
+    Args:
+        timesteps, beta_start, beta_end: of the chain whose continuous limit is taken; 1000, 0.0001 and 0.02.
+        beta_schedule: "linear", or "cosine", which has no betas to set.
+        num_inference_steps: steps of sampling.
+
+    Raises:
+        ConfigError: an unknown beta_schedule, or betas for one that has none.
+    """
+    given = {"timesteps": timesteps, "beta_start": beta_start, "beta_end": beta_end}
+    betas = {name: value for name, value in given.items() if value is not None}
+    time_map: TimeMap
+    if beta_schedule == "linear":
+        time_map = LinearBeta(**betas)  # type: ignore[arg-type]
+    elif beta_schedule == "cosine":
+        if betas:
+            raise ConfigError(f"beta_schedule 'cosine' has no {listed(betas)} to set: leave them out")
+        time_map = Truncated(Cosine(), -20.0)
+    else:
+        raise ConfigError(f"unknown beta_schedule {beta_schedule!r}: it is 'linear' or 'cosine'")
+    objective, steps = Objective(Uniform(), Simple()), grid.Uniform(num_inference_steps)
+    return Recipe(Gaussian(time_map), LinearTarget("eps"), objective, Ancestral(eta=0.0), steps)
 
 
 def iddpm(timesteps: int = 1000) -> Recipe:
@@ -91,12 +119,16 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 }
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of that name.
+def recipe(name: str, **options: Any) -> Recipe:
+    """The recipe of that name, with its own arguments.
 
     Raises:
-        ConfigError: no such recipe.
+        ConfigError: no such recipe, or an argument that it does not take.
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown preset {name!r}: it is one of {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    allowed = inspect.signature(RECIPES[name]).parameters
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise ConfigError(f"preset {name!r} takes no {listed(unknown)}: it takes {listed(allowed) or 'no options'}")
+    return RECIPES[name](**options)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-Real = TypeVar("Real", float, Tensor)
+Real = TypeVar("Real", float, Tensor, "float | Tensor")
 
 
 class _Floats:
@@ -24,7 +24,7 @@ class _Floats:
     sin = staticmethod(math.sin)
     cos = staticmethod(math.cos)
     sinh = staticmethod(math.sinh)
-    atanh = staticmethod(math.atanh)
+    log1p = staticmethod(math.log1p)
     atan2 = staticmethod(math.atan2)
 
     @staticmethod
@@ -60,7 +60,7 @@ class _Tensors:
     sin = staticmethod(torch.sin)
     cos = staticmethod(torch.cos)
     sinh = staticmethod(torch.sinh)
-    atanh = staticmethod(torch.atanh)
+    log1p = staticmethod(torch.log1p)
     atan2 = staticmethod(torch.atan2)
     log = staticmethod(torch.log)
     exp = staticmethod(torch.exp)
@@ -80,7 +80,7 @@ def maths(x: float | Tensor) -> Any:
 
 
 def expand(coefficient: float | Tensor, x: Tensor) -> float | Tensor:
-    """`coefficient` ready to multiply `x`: a float as it is, a tensor whose shape is a prefix of x's padded with ones."""
+    """`coefficient` ready to multiply `x`: floats as they are, tensors (their shape a prefix of x's) padded with ones."""
     if not isinstance(coefficient, Tensor):
         return coefficient
     padded = coefficient.reshape(*coefficient.shape, *[1] * (x.ndim - coefficient.ndim))

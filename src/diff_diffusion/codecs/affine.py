@@ -40,7 +40,9 @@ class Affine:
         if not (1 <= len(self.shape) <= 8 and all(1 <= size <= 1 << 20 for size in self.shape)):
             raise ConfigError(f"a sample's shape must be 1 to 8 sizes of at least 1, not {list(self.shape)}")
         if not len(self.mean) == len(self.std) == self.shape[0]:
-            raise ConfigError(f"{self.shape[0]} channels need as many means and stds, not {len(self.mean)} and {len(self.std)}")
+            raise ConfigError(
+                f"{self.shape[0]} channels need as many means and stds, not {len(self.mean)} and {len(self.std)}"
+            )
         if not all(math.isfinite(m) for m in self.mean) or not all(0 < s < math.inf for s in self.std):
             raise ConfigError(f"every mean must be finite and every std above 0, not {self.mean} and {self.std}")
 

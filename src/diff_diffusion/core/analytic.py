@@ -49,7 +49,9 @@ class GaussianMixture(Denoiser):
         if full.shape == (count,):
             full = full[:, None, None] * torch.eye(size, dtype=torch.float64)
         if full.shape != (count, size, size):
-            raise ConfigError(f"covariances must have shape [{count}] or [{count}, {size}, {size}], not {list(full.shape)}")
+            raise ConfigError(
+                f"covariances must have shape [{count}] or [{count}, {size}, {size}], not {list(full.shape)}"
+            )
         self.covariances = full
         values, self._vectors = torch.linalg.eigh(full)
         self._values = values.clamp(min=0)  # eigh's rounding can leave -1e-17 for a singular covariance

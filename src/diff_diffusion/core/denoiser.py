@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,7 @@ from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.posterior import Posterior
 from diff_diffusion.core.process import Corrupted, Process
 from diff_diffusion.core.targets import Target
-from diff_diffusion.registry import register
-from diff_diffusion.tensors import expand
+from diff_diffusion.tensors import expand, maths
 
 LOG_SNR_LIMIT = 20.0
 """Networks see λ clipped to ±20: beyond it x_t is the data, or the noise, to float32's last digit."""
@@ -30,13 +28,20 @@ class Denoiser(ABC):
         """The posterior of x_0. `t` is a float, or a float64 tensor whose shape is a prefix of x_t's."""
 
     def error(self, corrupted: Corrupted, cond: Cond | None) -> tuple[Tensor, Tensor]:
-        """(error [B, ...], gain): gain · ‖error‖² is the squared error of ε̂. Here the error of x̂_0, so gain is the SNR."""
+        """(error [B, ...], gain): gain · ‖error‖² is the squared error of ε̂. Here x̂_0's error, so gain is the SNR."""
         assert isinstance(self.process, Gaussian)
         mean = self(corrupted.x_t, corrupted.t, cond).mean
         return mean - corrupted.x_0, torch.exp(self.process.time_map.log_snr(corrupted.t))
 
 
-@register("denoiser/network")
+class Conditioner(nn.Module):
+    """Says a condition as an embedding, at each step. What it is made of is the networks' business."""
+
+    def embed(self, cond: Cond | None, count: int) -> Tensor:
+        """[count, width]: the embedded condition, with the stored null where a sample keeps none."""
+        raise NotImplementedError
+
+
 class NetworkDenoiser(nn.Module, Denoiser):
     """A network that has learned to denoise, with the meaning of its output.
 
@@ -54,7 +59,7 @@ class NetworkDenoiser(nn.Module, Denoiser):
     """
 
     def __init__(
-        self, network: nn.Module, process: Process, target: Target, conditioner: nn.Module | None = None
+        self, network: nn.Module, process: Process, target: Target, conditioner: Conditioner | None = None
     ) -> None:
         super().__init__()
         target.check(process)
@@ -67,16 +72,12 @@ class NetworkDenoiser(nn.Module, Denoiser):
         """What the network says, in its target's terms."""
         assert isinstance(self.process, Gaussian)
         alpha, sigma = self.process.scales(t)
-        log_snr: Any = self.process.time_map.log_snr(t)
-        if isinstance(log_snr, Tensor):
-            norm: float | Tensor = (alpha**2 + sigma**2).rsqrt()  # type: ignore[union-attr]
-            log_snr = log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).to(x_t.device, torch.float32)
-        else:
-            norm = (alpha**2 + sigma**2) ** -0.5
-            clipped = min(max(log_snr, -LOG_SNR_LIMIT), LOG_SNR_LIMIT)
-            log_snr = torch.full((len(x_t),), clipped, dtype=torch.float32, device=x_t.device)
+        log_snr = self.process.time_map.log_snr(t)
+        level = maths(log_snr).clip(log_snr, -LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+        level = torch.as_tensor(level, dtype=torch.float32).expand(len(x_t), *getattr(level, "shape", ())[1:])
         embedded = self.conditioner.embed(cond, len(x_t)) if self.conditioner is not None else None
-        output: Tensor = self.network(expand(norm, x_t) * x_t, log_snr, embedded)
+        scaled = expand((alpha**2 + sigma**2) ** -0.5, x_t) * x_t
+        output: Tensor = self.network(scaled, level.to(x_t.device), embedded)
         return output
 
     def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Posterior:

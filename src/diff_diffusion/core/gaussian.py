@@ -76,7 +76,7 @@ class Gaussian(Process):
         """(α, σ) at t: floats for a float, float64 tensors of t's shape for a tensor."""
         log_snr = self.time_map.log_snr(t)
         if not isinstance(log_snr, Tensor) and math.isinf(log_snr):
-            return (1.0, 0.0) if log_snr > 0 else (0.0, 1.0)  # type: ignore[return-value]
+            return (1.0, 0.0) if log_snr > 0 else (0.0, 1.0)
         alpha, sigma = SCALINGS[self.scaling](maths(log_snr), log_snr)
         return alpha, sigma
 
@@ -115,8 +115,9 @@ class Gaussian(Process):
             return posterior.mean
         alpha_t, sigma_t = self.scales(t)
         alpha_s, sigma_s = self.scales(s)
-        fresh = eta * sigma_s * math.sqrt(max(1.0 - self.decay(t, s) ** 2, 0.0))
-        kept = math.sqrt(max(sigma_s**2 - fresh**2, 0.0)) / sigma_t
+        decay = self.decay(t, s)
+        fresh = eta * sigma_s * math.sqrt(max(1.0 - decay**2, 0.0))
+        kept = sigma_s * math.sqrt(1.0 - eta**2 + (eta * decay) ** 2) / sigma_t  # √(σ_s² - c²) / σ_t, uncancelled
         x_s = torch.add(kept * x_t, posterior.mean, alpha=alpha_s - kept * alpha_t)
         if fresh > 0.0:
             if noise is None:

@@ -30,7 +30,7 @@ class Process(ABC):
 
     @abstractmethod
     def marginal(self, x_0: Tensor, t: Tensor, noise: Noise) -> Corrupted:
-        """A draw of q(x_t | x_0). `t` is float64 whose shape is a prefix of x_0's: one level per sample, frame or token."""
+        """A draw of q(x_t | x_0). `t` is float64, its shape a prefix of x_0's: a level per sample, frame or token."""
 
     @abstractmethod
     def renoise(self, x_s: Tensor, s: float, t: float, noise: Noise) -> Tensor:

@@ -74,7 +74,7 @@ class LinearBeta(TimeMap):
 
     def time(self, log_snr: Real) -> Real:
         f = maths(log_snr)
-        total = f.softplus(-log_snr) / self.timesteps
+        total = f.clip(f.softplus(-log_snr) / self.timesteps, 0.0, 1.0)  # at most beta_end on [0, 1]; not inf / inf
         # The root of the quadratic written so that nothing cancels near t = 0.
         root = self.beta_start + f.sqrt(self.beta_start**2 + 2 * (self.beta_end - self.beta_start) * total)
         return f.clip(2 * total / root, 0.0, 1.0)
@@ -147,7 +147,8 @@ class Sigmoid(TimeMap):
         f = maths(log_snr)
         half = 0.5 * self._span
         ratio = f.exp(log_snr - self._offset)
-        return f.clip(f.atanh(math.sinh(half) / (ratio + math.cosh(half))) / half, 0.0, 1.0)
+        # ln((ratio + e^half) / (ratio + e^-half)) / (2 half), so that neither end cancels.
+        return f.clip(f.log1p(2.0 * math.sinh(half) / (ratio + math.exp(-half))) / (2.0 * half), 0.0, 1.0)
 
 
 @register("time_map/linear_log_snr")

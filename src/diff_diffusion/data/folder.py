@@ -112,9 +112,10 @@ def walk(root: Path) -> tuple[list[str], Counter[str], list[str]]:
             extension = os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith(".") or entry.name.lower() in _LITTER:
                 continue
-            if entry.is_dir():
+            kind = _kind(entry)
+            if kind == "folder":
                 below.append((Path(entry.path), name + "/"))
-            elif not (entry.is_file() or entry.is_symlink()):
+            elif kind == "neither":
                 others["not a plain file"] += 1  # opening a pipe would wait for ever
             elif extension in EXTENSIONS:
                 names.append(name)
@@ -122,6 +123,16 @@ def walk(root: Path) -> tuple[list[str], Counter[str], list[str]]:
                 others[extension or "no extension"] += 1
         waiting.extend(reversed(below))
     return sorted(names, key=_order), others, notes
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        if entry.is_dir():
+            return "folder"
+        # A link to nothing counts as the file that it should be, and is reported as missing.
+        return "file" if entry.is_file() or entry.is_symlink() else "neither"
+    except OSError:  # a link to itself
+        return "neither"
 
 
 def arrange(names: Sequence[str]) -> tuple[tuple[Found, ...], list[str]]:
@@ -209,7 +220,11 @@ def _shows_images(folder: Path) -> bool:
 def _sub_folders(folder: Path) -> list[Path]:
     try:
         entries = sorted(itertools.islice(folder.iterdir(), 1000))
-        return [entry for entry in entries if entry.is_dir() and os.access(entry, os.R_OK | os.X_OK) and entry.name[0] != "."]
+        return [
+            entry
+            for entry in entries
+            if entry.is_dir() and os.access(entry, os.R_OK | os.X_OK) and entry.name[0] != "."
+        ]
     except OSError:
         return []
 

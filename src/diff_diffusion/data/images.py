@@ -7,6 +7,9 @@ rather than half a picture.
 
 from __future__ import annotations
 
+import os
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +21,10 @@ from diff_diffusion.errors import DataError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Only these decoders ever run: what is inside the file decides, not its name, and a ".png" that holds PostScript
-# would otherwise start Ghostscript. MPO is what phones write with the name .jpg.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+# would otherwise start Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; about 13,400 × 13,400
+LARGE = 16_000_000  # pixels above which images are decoded one at a time, since each takes 4 bytes a pixel or more
 
 ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -33,6 +37,18 @@ _UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+
+_large = threading.Lock()
+
+
+def _fresh_lock() -> None:
+    global _large
+    _large = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    # A worker forked while another thread decodes would inherit a lock that nobody ever opens.
+    os.register_at_fork(after_in_child=_fresh_lock)
 
 
 class ImageFileError(DataError):
@@ -112,10 +128,11 @@ def open_image(path: Path, around: int | None = None) -> Image.Image:
         with _open(path) as image:
             if around is not None:
                 image.draft(None, (3 * around, 3 * around))  # JPEG only; nothing happens to other formats
-            image.load()
-            upright = _UPRIGHT.get(_orientation(image))
-            plain = _eight_bit(image)
-            return plain if upright is None else plain.transpose(upright)
+            with _large if image.width * image.height > LARGE else nullcontext():
+                image.load()
+                upright = _UPRIGHT.get(_orientation(image))
+                plain = _eight_bit(image)
+                return plain if upright is None else plain.transpose(upright)
     except Exception as error:
         raise _reasoned(error, path) from error
 
@@ -176,12 +193,14 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         return _from_float(image)
     if mode == "I":
         raise ImageFileError("unsupported pixel format", "", "32-bit whole numbers have no agreed white: save 16 bits")
-    if not image.has_transparency_data:
-        return image.convert("L" if mode in _GREY_MODES else "RGB")
-    colours = (image.convert("LA") if mode == "La" else image).convert("RGBA")
-    flat = Image.new("RGB", image.size, "white")
-    flat.paste(colours, mask=colours.getchannel("A"))
-    return flat.convert("L") if mode in _GREY_MODES else flat
+    if image.has_transparency_data:
+        if mode != "RGBA":
+            image = (image.convert("LA") if mode == "La" else image).convert("RGBA")
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(image, mask=image)
+        image = flat
+    target = "L" if mode in _GREY_MODES else "RGB"
+    return image if image.mode == target else image.convert(target)  # convert would copy all the same
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:

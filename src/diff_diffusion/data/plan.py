@@ -67,9 +67,9 @@ def _size(headers: Sequence[Header]) -> tuple[tuple[int, int], str]:
         short = statistics.median(min(header.height, header.width) for header in headers)
         side = _rung(short)
         return (side, side), f"the median image is nearly square, its short side {short:g}"
-    long = _rung(statistics.median(max(header.height, header.width) for header in headers))
-    short = max(8, 8 * round(long * min(aspect, 1 / aspect) / 8))
-    chosen = (short, long) if aspect > 1 else (long, short)
+    longer = _rung(statistics.median(max(header.height, header.width) for header in headers))
+    shorter = max(8, 8 * round(longer * min(aspect, 1 / aspect) / 8))
+    chosen = (shorter, longer) if aspect > 1 else (longer, shorter)
     return chosen, f"the median image is {aspect:.2f} times as wide as high"
 
 

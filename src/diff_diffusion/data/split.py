@@ -22,7 +22,8 @@ def held_out(labels: np.ndarray, count: int, generator: np.random.Generator) -> 
     if shares.sum() == 0:
         shares[np.argmax(sizes)] = 1
     shuffled = generator.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     chosen = np.zeros(len(labels), bool)
-    for label, share in enumerate(shares):
-        chosen[shuffled[labels[shuffled] == label][:share]] = True
+    for first, share in zip(np.cumsum(sizes) - sizes, shares, strict=True):
+        chosen[by_class[first : first + share]] = True
     return chosen

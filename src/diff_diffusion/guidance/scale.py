@@ -42,7 +42,9 @@ class ClassifierFree(Denoiser):
             raise ConfigError(f"guidance scale {self.scale:g} was asked for without a condition: give one, or scale 1")
         if self.scale == 0.0:
             return self.denoiser(x_t, t, cond.null())
-        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]) if isinstance(t, Tensor) else t, cond.cat(cond.null()))
+        both = self.denoiser(
+            torch.cat([x_t, x_t]), torch.cat([t, t]) if isinstance(t, Tensor) else t, cond.cat(cond.null())
+        )
         given, free = (_half(both, rows) for rows in (slice(0, len(x_t)), slice(len(x_t), None)))
         return given.extrapolate(free, self.scale)
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 def attend(q: Tensor, k: Tensor, v: Tensor, head_width: int) -> Tensor:
     """Multi-head attention of [B, L, C] tensors, C a multiple of head_width, to [B, L, C]."""
-    q, k, v = (x.unflatten(-1, (-1, head_width)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.reshape(*x.shape[:2], -1, head_width).transpose(1, 2) for x in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -26,5 +26,7 @@ class ImageAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        mixed = self.out(attend(*self.qkv(tokens).chunk(3, dim=-1), self.head_width))
-        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        mixed = self.out(attend(q, k, v, self.head_width))
+        out: Tensor = x + mixed.transpose(1, 2).reshape(x.shape)
+        return out

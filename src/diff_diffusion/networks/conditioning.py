@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diff_diffusion.cond import Cond
+from diff_diffusion.core.denoiser import Conditioner
 from diff_diffusion.errors import ConfigError, listed
 from diff_diffusion.registry import register
 
@@ -15,7 +16,7 @@ MAX_CLASSES = 1_000_000
 
 
 @register("conditioner/classes")
-class ClassLabels(nn.Module):
+class ClassLabels(Conditioner):
     """A class label, by name or number, with a stored null for "no label".
 
     Args:

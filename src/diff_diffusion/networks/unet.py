@@ -15,7 +15,9 @@ from diff_diffusion.registry import register
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(max(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g >= 4 or g == 1), channels)
+    return nn.GroupNorm(
+        max(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g >= 4 or g == 1), channels
+    )
 
 
 def _zero(module: nn.Conv2d) -> nn.Conv2d:
@@ -82,7 +84,12 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.width, self.multipliers, self.depth = channels, width, tuple(multipliers), depth
-        self.attention, self.head_width, self.cond_width, self.dropout = tuple(attention), head_width, cond_width, dropout
+        self.attention, self.head_width, self.cond_width, self.dropout = (
+            tuple(attention),
+            head_width,
+            cond_width,
+            dropout,
+        )
         self._check()
         emb_width = 4 * width
         self.level = LogSnrEmbedding(width, emb_width)
@@ -111,7 +118,9 @@ class UNet(nn.Module):
         for index, multiplier in reversed(list(enumerate(self.multipliers))):
             blocks = nn.ModuleList()
             for _ in range(depth + 1):
-                blocks.append(self._stage(current + skips.pop(), width * multiplier, emb_width, 2**index in self.attention))
+                blocks.append(
+                    self._stage(current + skips.pop(), width * multiplier, emb_width, 2**index in self.attention)
+                )
                 current = width * multiplier
             self.up.append(blocks)
             if index > 0:
@@ -161,7 +170,7 @@ class UNet(nn.Module):
         x = self.enter(x)
         skips = [x]
         for index, blocks in enumerate(self.down):
-            for stage in blocks:
+            for stage in blocks.children():
                 x = _run(stage, x, emb)
                 skips.append(x)
             if index < len(self.shrink):
@@ -170,7 +179,7 @@ class UNet(nn.Module):
         for stage in self.middle:
             x = _run(stage, x, emb)
         for index, blocks in enumerate(self.up):
-            for stage in blocks:
+            for stage in blocks.children():
                 x = _run(stage, torch.cat([x, skips.pop()], dim=1), emb)
             if index < len(self.grow):
                 x = self.grow[index](functional.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -179,8 +188,6 @@ class UNet(nn.Module):
 
 
 def _run(stage: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
-    assert isinstance(stage, nn.ModuleList)
-    x = stage[0](x, emb)
-    for attention in list(stage)[1:]:
-        x = attention(x)
-    return x
+    block, *attention = stage.children()
+    x = block(x, emb)
+    return attention[0](x) if attention else x

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from diff_diffusion.samplers.grid import Grid
 class Sampler(ABC):
     """One step of a walk. To add one: a frozen dataclass with `step`, registered as "sampler/name"."""
 
-    needs: ClassVar[type[Process]] = Process
+    needs: ClassVar[type[Process]] = Process  # type: ignore[type-abstract]
     """The family of processes that it fits."""
 
     order: int = 1
@@ -93,7 +94,7 @@ def check_times(times: Sequence[float]) -> None:
         raise ConfigError(f"a grid needs at least two times, all in [0, 1], not {list(times)}")
     if times[-1] != 0.0:
         raise ConfigError(f"a grid ends at exactly 0, the data, not at {times[-1]}")
-    same = next((t for t, s in zip(times, times[1:], strict=False) if t == s), None)
+    same = next((t for t, s in pairwise(times) if t == s), None)
     if same is not None:
         raise ConfigError(f"a grid has no step of length 0, but it stays at {same}")
 
@@ -126,7 +127,7 @@ def trajectory(
     check_fits(sampler, denoiser.process)
     check_times(times)
     watched, state = _Watched(denoiser), None
-    for index, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+    for index, (t, s) in enumerate(pairwise(times)):
         watched.first = None
         with torch.no_grad():  # not around the yield: the caller's gradient mode is the caller's
             if s > t:

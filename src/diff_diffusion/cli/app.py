@@ -1,0 +1,180 @@
+"""What the commands are called, what they take and what `--help` says; what they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diff_diffusion import __version__
+from diff_diffusion.cli import EXIT_CODES
+
+app = typer.Typer(
+    name="diff-diffusion",
+    help="Train and sample diffusion models on your own data.\n\n"
+    "Start with `diff-diffusion train DATA --out RUN`, where DATA is a folder of images or `digits`; then "
+    "`diff-diffusion sample RUN`.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on them.")
+app.add_typer(data_app, name="data")
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of images (any depth; class folders; or with train/ and val/), or a built-in name: digits.",
+        show_default=False,
+    ),
+]
+Run = Annotated[Path, typer.Argument(help="A run or model folder.", show_default=False)]
+Size = Annotated[
+    str | None, typer.Option(help="Image size: 64, or 48x64 (height x width). Chosen from the data if left out.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Weights = Annotated[str, typer.Option(help="ema (averaged, better) or raw.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the first sample; sample i has seed SEED + i.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps. The model's own number if left out.")]
+Sampler = Annotated[str | None, typer.Option(help="ddim, ddpm, heun, dpmpp_2m, … The model's own if left out.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance: 1 is none, 0 unconditional, above 1 stronger.")
+]
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"diff-diffusion {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[
+        Path, typer.Option(help="The run folder. The same command again goes on where it stopped.", show_default=False)
+    ],
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Training time instead of steps; 10 if neither is given.")
+    ] = None,
+    size: Size = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")] = 0,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="rectified_flow (the default), edm, ddpm, ddim or iddpm: process, target and sampler."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Change one setting of what --dry-run prints; may be repeated."
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings, as --dry-run prints them.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole configuration and stop.")] = False,
+) -> None:
+    """Train a model on a folder of images (or `digits`).
+
+    Looks at the data first and says what it found, chooses the model's size from them, trains, and keeps checkpoints.
+    Ctrl-C saves and stops; the same command goes on, to the same final weights as if it had never stopped.
+
+      diff-diffusion train photos/ --out runs/photos --minutes 30
+
+      diff-diffusion train digits --out runs/digits --steps 2000 --set train.lr=0.0005 --set network.width=48
+    """
+    from diff_diffusion.cli.train import run
+
+    run(data, out, steps, minutes, size, seed, preset, set_ or [], config, dry_run)
+
+
+@app.command()
+def sample(
+    run: Run,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many.")] = 16,
+    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("samples"),
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="What to draw; may be repeated. All classes in turn if left out; `none`: unconditional."),
+    ] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    weights: Weights = "ema",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at once; it does not change them.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Draw samples from a trained model: PNGs and a sheet. Needs no data.
+
+    Every PNG carries its seed, label, sampler and the model's fingerprint, so that `repro FILE` can make it again.
+
+      diff-diffusion sample runs/digits -n 8 --label 3 --guidance 1.5 --out threes
+    """
+    from diff_diffusion.cli.sample import run as draw
+
+    draw(run, num, out, label or [], steps, sampler, guidance, seed, weights, batch_size, as_json)
+
+
+@app.command()
+def repro(
+    file: Annotated[Path, typer.Argument(help="A PNG that `sample` made.", show_default=False)],
+    run: Annotated[Path | None, typer.Option(help="The model folder, if it has moved.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the new picture goes; beside the old one if left out.")
+    ] = None,
+) -> None:
+    """Make a sample again from the recipe inside its file, and say whether it is the same."""
+    from diff_diffusion.cli.sample import reproduce
+
+    reproduce(file, run, out)
+
+
+@data_app.command("inspect")
+def inspect(data: Data, size: Size = None, as_json: Json = False) -> None:
+    """What is there, what would be used, what would be skipped and why. The same look is taken before every training."""
+    from diff_diffusion.cli.look import inspect as look
+
+    look(data, size, as_json)
+
+
+@app.command()
+def info(run: Run, as_json: Json = False) -> None:
+    """What a model is: its parts, its facts, what it can be asked for."""
+    from diff_diffusion.cli.look import info as look
+
+    look(run, as_json)
+
+
+@app.command()
+def explain(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="The picture; RUN/process.png if left out.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image to noise; a sample of the model if left out.")] = None,
+    label: Annotated[str | None, typer.Option(help="What to draw in the reverse process.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw the process: an image's forward noising, a sample's reverse denoising, and the guess x̂_0 along the way."""
+    from diff_diffusion.cli.look import explain as look
+
+    look(run, out, image, label, seed)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, device, precision, optional packages."""
+    from diff_diffusion.cli.look import doctor as look
+
+    look(as_json)

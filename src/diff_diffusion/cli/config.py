@@ -1,0 +1,93 @@
+"""The configuration of a run as plain data: defaults from the data set, then a YAML file, then --set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diff_diffusion.errors import ConfigError, listed
+
+SECTIONS = ("data", "model", "train")
+# `network.width` means `model.network.width`.
+SHORT = {name: f"model.{name}" for name in ("network", "codec", "recipe", "conditioner")} | {
+    name: f"model.recipe.{name}" for name in ("process", "target", "objective", "sampler", "grid", "guidance")
+}
+
+
+def parse_size(size: str | None) -> int | tuple[int, int] | None:
+    """ "64" or "48x64" (height x width).
+
+    Raises:
+        ConfigError: neither.
+    """
+    if size is None:
+        return None
+    parts = str(size).lower().split("x")
+    if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"size {size!r} is neither one number, such as 64, nor height x width, such as 48x64")
+    numbers = [int(part) for part in parts]
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def read_changes(config: Path | None, sets: Sequence[str]) -> dict[str, Any]:
+    """What a YAML file and --set options say, as one nested mapping under data, model and train.
+
+    Raises:
+        ConfigError: a file that is no YAML mapping, a --set without "=", or an unknown section.
+    """
+    changes: dict[str, Any] = {}
+    if config is not None:
+        try:
+            loaded = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{config} cannot be read as YAML: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"{config} must hold a mapping with {listed(SECTIONS)}, not {type(loaded).__name__}")
+        changes = loaded
+    for text in sets:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set takes PATH=VALUE, such as train.lr=0.001, not {text!r}")
+        head, _, rest = path.partition(".")
+        keys = (SHORT.get(head, head) + ("." + rest if rest else "")).split(".")
+        here = changes
+        for key in keys[:-1]:
+            here = here.setdefault(key, {})
+            if not isinstance(here, dict):
+                raise ConfigError(f"--set {path}: {key} is already set to {here!r}")
+        here[keys[-1]] = yaml.safe_load(value)
+    unknown = [key for key in changes if key not in SECTIONS]
+    if unknown:
+        raise ConfigError(
+            f"unknown section {listed(unknown)}: a configuration has {listed(SECTIONS)}; short: {listed(SHORT)}"
+        )
+    return changes
+
+
+def merged(base: Any, changes: Any, path: str = "") -> Any:
+    """`base` with `changes` on top. A part can be replaced by name ("heun") or by another type.
+
+    Raises:
+        ConfigError: a key of plain settings that is not there.
+    """
+    if isinstance(base, Mapping) and "type" in base and isinstance(changes, str):
+        kind = base["type"].split("/")[0]
+        return {"type": changes if "/" in changes else f"{kind}/{changes}"}
+    if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
+        return changes
+    if "type" in base:
+        if changes.get("type", base["type"]) != base["type"]:
+            return dict(changes)
+    else:
+        unknown = [key for key in changes if key not in base]
+        if unknown:
+            raise ConfigError(f"unknown setting {path + listed(unknown)}: there are {listed(base, 40)}")
+    return {**base, **{key: merged(base.get(key), value, f"{path}{key}.") for key, value in changes.items()}}
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """Readable YAML that `--config` takes."""
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,141 @@
+"""`diff-diffusion sample` and `repro`."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+
+from diff_diffusion import __version__
+from diff_diffusion.cli.console import count_progress
+from diff_diffusion.errors import CheckpointError, ConfigError, DataError
+from diff_diffusion.models import DiffusionModel, sampler_named
+from diff_diffusion.pictures import read_recipe, sheet, to_array, to_image, write_png
+from diff_diffusion.registry import build, describe
+from diff_diffusion.training.runtime import choose_device
+
+NONE = "none"
+
+
+def load(run: Path, weights: str) -> DiffusionModel:
+    """The model, on the device there is."""
+    return DiffusionModel.load(run, weights).to(choose_device())
+
+
+def chosen_labels(model: DiffusionModel, asked: list[str], num: int) -> list[str | None] | None:
+    """A label per sample: those asked for in turn, else all classes in turn; None when nothing is conditional."""
+    if model.conditioner is None:
+        if asked and asked != [NONE]:
+            raise ConfigError(f"--label {asked[0]}: this model was trained without labels, so it takes none")
+        return None
+    known: list[str | None] = [*asked] if asked else [*model.conditioner.names]
+    known = [None if label == NONE and NONE not in model.conditioner.names else label for label in known]
+    return [known[i % len(known)] for i in range(num)]
+
+
+def run(
+    folder: Path,
+    num: int,
+    out: Path,
+    asked: list[str],
+    steps: int | None,
+    sampler: str | None,
+    guidance: float | None,
+    seed: int,
+    weights: str,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    model = load(folder, weights)
+    labels = chosen_labels(model, asked, num)
+    recipe = {
+        "version": __version__,
+        "run": str(folder),
+        "model": model.fingerprint(),
+        "weights": weights,
+        "sampler": describe(sampler_named(sampler) if sampler else model.recipe.sampler),
+        "steps": steps or model.recipe.grid.num_steps,
+        "guidance": model.recipe.guidance if guidance is None else guidance,
+    }
+    model.encode(labels, num)  # a label that is unknown fails before any work
+    out.mkdir(parents=True, exist_ok=True)
+    show, pieces, files = count_progress("sampling"), [], []
+    for first in range(0, num, batch_size):
+        count = min(batch_size, num - first)
+        some = labels[first : first + count] if labels is not None else None
+        piece = model.sample(
+            count,
+            labels=some,
+            seed=seed + first,
+            steps=steps,
+            sampler=sampler,
+            guidance=guidance,
+            batch_size=batch_size,
+        )
+        for i, sample in enumerate(piece, start=first):
+            label = labels[i] if labels is not None else None
+            file = out / f"{i:05d}{_slug(label)}-seed{seed + i}.png"
+            write_png(file, to_image(sample), recipe | {"seed": seed + i, "label": label})
+            files.append(str(file))
+        pieces.append(piece)
+        show(first + count, num)
+    grid = out / "grid.png"
+    columns = math.ceil(math.sqrt(num))
+    write_png(grid, sheet(torch.cat(pieces), columns), recipe | {"seed": seed, "labels": labels})
+    if as_json:
+        typer.echo(json.dumps({"files": files, "grid": str(grid), **recipe}, ensure_ascii=False))
+    else:
+        typer.echo(f"{num} samples in {out}, together in {grid}")
+
+
+def _slug(label: str | None) -> str:
+    """A label as part of a file name: letters and digits of any script, the rest as underscores."""
+    if label is None:
+        return ""
+    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in unicodedata.normalize("NFC", label))
+    return f"-{kept[:40]}"
+
+
+def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
+    recipe = read_recipe(file)
+    if "labels" in recipe:
+        raise DataError(f"{file} is a sheet of several samples; repro makes one of the pictures beside it again")
+    try:
+        home = folder or Path(recipe["run"])
+        model = load(home, recipe["weights"])
+        found = model.fingerprint()
+        if found != recipe["model"]:
+            raise CheckpointError(
+                f"{home} holds another model (fingerprint {found}) than the one that made {file.name} ({recipe['model']}): "
+                "it was trained further or replaced; name the right folder with --run"
+            )
+        sample = model.sample(
+            1,
+            labels=[recipe["label"]] if model.conditioner is not None else None,
+            seed=recipe["seed"],
+            steps=recipe["steps"],
+            sampler=build(recipe["sampler"]),
+            guidance=recipe["guidance"],
+        )[0]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"the recipe in {file} is damaged: {error}") from error
+    target = out or file.with_name(f"{file.stem}-again.png")
+    image = to_image(sample)
+    write_png(target, image, recipe)
+    with Image.open(file) as before:
+        difference = _difference(to_array(before), to_array(image))
+    same = "identical pixels" if difference == 0 else f"largest difference {difference} of 255"
+    typer.echo(f"{target}: {same}")
+
+
+def _difference(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> int:
+    if a.shape != b.shape:
+        return 255
+    return int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max())

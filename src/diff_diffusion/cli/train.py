@@ -1,0 +1,96 @@
+"""`diff-diffusion train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from diff_diffusion.cli.config import merged, parse_size, read_changes, to_yaml
+from diff_diffusion.cli.console import TrainingLine, count_progress, duration
+from diff_diffusion.data import load_image_dataset
+from diff_diffusion.errors import ConfigError, DataError
+from diff_diffusion.models import DiffusionModel, describe_for_data
+from diff_diffusion.training import train
+from diff_diffusion.training.runtime import stop_signals
+from diff_diffusion.training.settings import make_settings
+
+DEFAULT_MINUTES = 10.0
+DATA_DEFAULTS = {"path": None, "size": None, "channels": None, "held_out": 0.1}
+
+
+def run(
+    data: str,
+    out: Path,
+    steps: int | None,
+    minutes: float | None,
+    size: str | None,
+    seed: int,
+    preset: str | None,
+    sets: list[str],
+    config: Path | None,
+    dry_run: bool,
+) -> None:
+    changes = read_changes(config, sets)
+    about = merged(DATA_DEFAULTS | {"path": data, "size": size}, changes.get("data", {}), "data.")
+    options = {"steps": steps, "minutes": minutes, "seed": seed or None}
+    asked = {**changes.get("train", {}), **{name: value for name, value in options.items() if value is not None}}
+    if asked.get("steps") is None and asked.get("minutes") is None:
+        asked["minutes"] = DEFAULT_MINUTES
+    settings = make_settings(asked)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; it must be a folder, new or of a run to go on with")
+
+    images = load_image_dataset(
+        about["path"], size=_size(about["size"]), channels=about["channels"], progress=count_progress("reading images")
+    )
+    train_split, held_out = images.split(about["held_out"])
+    description = merged(describe_for_data(train_split, preset), changes.get("model", {}), "model.")
+    for line in images.report.lines():
+        typer.echo(line, err=dry_run)
+    if dry_run:
+        typer.echo(to_yaml({"data": about, "model": description, "train": settings.model_dump(mode="json")}), nl=False)
+        return
+
+    model = DiffusionModel.from_description(description, settings.seed)
+    typer.echo(f"training on {len(train_split):,} images, {len(held_out):,} held out")
+    for line in chosen(model):
+        typer.echo(line)
+    with stop_signals() as stop, TrainingLine(settings.steps, settings.minutes) as line_:
+        record = None
+        for record in train(model, train_split, out, settings, held_out=held_out, stop=stop):
+            line_.show(record)
+        stopped = stop()
+    if record is None:
+        typer.echo(f"{out} is finished: nothing left to do. More --steps or --minutes would go on")
+        return
+    done = "stopped" if stopped else "done"
+    typer.echo(f"{done} at step {record.step}; saved in {out}")
+    typer.echo(f"now: diff-diffusion sample {out} -n 16 --out samples")
+
+
+def _size(size: Any) -> int | tuple[int, int] | None:
+    if isinstance(size, list):
+        if len(size) != 2 or not all(isinstance(side, int) for side in size):
+            raise DataError(f"size {size!r} is neither a number nor two")
+        return size[0], size[1]
+    return parse_size(size)
+
+
+def chosen(model: DiffusionModel) -> list[str]:
+    """What was chosen for the data, a line each."""
+    recipe, network = model.recipe, model.network
+    process: Any = recipe.process
+    target: Any = recipe.target
+    shape = " × ".join(map(str, model.codec.data.shape))
+    classes = f", {len(model.conditioner.names)} classes" if model.conditioner else ", no classes"
+    steps = recipe.grid.num_steps
+    return [
+        f"model: {type(network).__name__}, {model.num_parameters / 1e6:.2f} M parameters, for {shape}{classes}",
+        f"process: {type(process.time_map).__name__}, scaling {process.scaling}; target {target.row}",
+        f"sampler: {type(recipe.sampler).__name__} on {type(recipe.grid).__name__}, {steps} steps",
+    ]
+
+
+__all__ = ["chosen", "duration", "run"]

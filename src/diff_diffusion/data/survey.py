@@ -1,0 +1,144 @@
+"""The one pass over every file before training: choose the shape, decode everything once, name what cannot be read."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from diff_diffusion.data import store as stores
+from diff_diffusion.data.folder import Folder, Found
+from diff_diffusion.data.images import Header, ImageFileError, peek, read_image
+from diff_diffusion.data.plan import Plan, plan
+from diff_diffusion.data.report import NAMED, printable, skipped_lines
+from diff_diffusion.data.store import Store, digest, in_threads
+from diff_diffusion.errors import DataError
+
+MAX_BAD = 0.05
+
+Progress = Callable[[int, int], None]
+Source = TypeVar("Source")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the pass found.
+
+    Args:
+        plan: the shape of every image, and why.
+        files: the images that can be used.
+        headers: of those files.
+        store: their pixels; row i is files[i].
+        bad: the names of the others, by reason.
+    """
+
+    plan: Plan
+    files: tuple[Found, ...]
+    headers: tuple[Header, ...]
+    store: Store
+    bad: dict[str, list[str]]
+
+
+def survey(folder: Folder, size: tuple[int, int] | None, channels: int | None, progress: Progress | None) -> Survey:
+    """Every image of `folder`, decoded once.
+
+    Args:
+        size, channels: as in `plan`.
+        progress: called as progress(done, total) after each file.
+
+    Raises:
+        DataError: more than 5 % of the images cannot be read, or none that is meant for training can.
+    """
+
+    def usable() -> tuple[tuple[Found, ...], Plan]:
+        files = tuple(file for file in folder.files if file.name not in reasons)
+        train = [headers[file.name] for file in files if not file.held_out]
+        if not train:
+            raise _too_many_bad(folder, reasons)
+        return files, plan(train, size, channels)
+
+    with warnings.catch_warnings():
+        # What Pillow warns of (damaged EXIF, say) is either harmless here or ends as a reason.
+        warnings.filterwarnings("ignore", module="PIL")
+        headers, reasons = _headers(folder)
+        while True:
+            files, chosen = usable()
+            store, broken = _decode(folder.root, [file.name for file in files], chosen.shape, progress)
+            reasons |= broken
+            files, final = usable()
+            # A broken file may have been the one that made the set colour, or of mixed sizes.
+            if final.shape == chosen.shape:
+                break
+            progress = None
+    if len(reasons) > MAX_BAD * len(folder.files):
+        raise _too_many_bad(folder, reasons)
+    return Survey(final, files, tuple(headers[file.name] for file in files), store, _by_reason(folder, reasons))
+
+
+def _headers(folder: Folder) -> tuple[dict[str, Header], dict[str, str]]:
+    """The headers by name, and the reasons of the files that have none."""
+    headers: dict[str, Header] = {}
+    reasons: dict[str, str] = {}
+    paths = [folder.root / file.name for file in folder.files]
+    for file, result in zip(folder.files, in_threads(lambda path: _attempt(peek, path), paths), strict=True):
+        if isinstance(result, ImageFileError):
+            reasons[file.name] = result.reason
+        else:
+            headers[file.name] = result
+    return headers, reasons
+
+
+def _decode(
+    root: Path, names: Sequence[str], shape: tuple[int, int, int], progress: Progress | None
+) -> tuple[Store, dict[str, str]]:
+    """The images that can be decoded, in memory if they fit there, and the reasons of the others."""
+    in_memory = len(names) * math.prod(shape) <= stores.MEMORY_BUDGET
+    pixels = torch.empty((len(names) if in_memory else 0, *shape), dtype=torch.uint8)
+    digests: list[bytes] = []
+    broken: dict[str, str] = {}
+
+    def read(name: str) -> Tensor:
+        return torch.from_numpy(read_image(root / name, shape))
+
+    for i, result in enumerate(in_threads(lambda name: _attempt(read, name), names)):
+        if isinstance(result, ImageFileError):
+            broken[names[i]] = result.reason
+        else:
+            if in_memory:
+                pixels[len(digests)] = result
+            digests.append(digest(result))
+        if progress:
+            progress(i + 1, len(names))
+    good = [name for name in names if name not in broken]
+    return Store(shape, good, digests, pixels[: len(good)] if in_memory else None, root), broken
+
+
+def _attempt(read: Callable[[Source], Result], source: Source) -> Result | ImageFileError:
+    try:
+        return read(source)
+    except ImageFileError as error:
+        return error
+
+
+def _by_reason(folder: Folder, reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for file in folder.files:
+        if file.name in reasons:
+            grouped.setdefault(reasons[file.name], []).append(file.name)
+    return grouped
+
+
+def _too_many_bad(folder: Folder, reasons: Mapping[str, str]) -> DataError:
+    total = len(folder.files)
+    rows = "\n".join(f"  {printable(line)}" for line in skipped_lines(_by_reason(folder, reasons), NAMED))
+    return DataError(
+        f"{len(reasons)} of the {total} images in {folder.root} cannot be read ({len(reasons) / total:.1%}; up to "
+        f"{MAX_BAD:.0%} would be skipped). Mend or remove them:\n{rows}"
+    )

@@ -1,0 +1,1 @@
+"""Model folders: what is written says everything and runs nothing."""

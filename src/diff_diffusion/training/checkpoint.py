@@ -1,0 +1,84 @@
+"""Checkpoints of a run: a model folder plus what the next step needs, in safetensors and JSON.
+
+RUN/checkpoints/step-00000500/ is written whole or not at all; then its files are published into RUN itself, so that a
+run folder is a model folder of its latest state. A reader that finds RUN damaged takes the newest whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diff_diffusion.errors import CheckpointError
+from diff_diffusion.models import WEIGHTS, DiffusionModel
+from diff_diffusion.storage import folder as storage
+
+STATE_JSON, STATE_TENSORS = "train_state.json", "train_state.safetensors"
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, beside its weights: after `step` optimizer steps."""
+
+    step: int
+    seconds: float
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    moments: dict[str, Tensor]
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints, the newest first, whole or not."""
+    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+
+
+def save(run: Path, model: DiffusionModel, state: TrainState, keep: int) -> Path:
+    """A checkpoint of the model and the state, published into the run; older ones than the last `keep` are removed.
+
+    Raises:
+        CheckpointError: weights or moments that are not finite, or a disk that refused; earlier checkpoints are intact.
+    """
+    bad = next((name for name, value in state.moments.items() if not bool(torch.isfinite(value).all())), None)
+    if bad is not None:
+        raise CheckpointError(f"refusing to write a training state that is not finite: {bad}")
+    files, config = model.files()
+    about = {"step": state.step, "seconds": state.seconds, "settings": state.settings, "data": state.data}
+    files |= {STATE_JSON: storage.to_json(about), STATE_TENSORS: storage.to_safetensors(state.moments)}
+    home = run / "checkpoints" / f"step-{state.step:08d}"
+    storage.write_folder(home, files, config)
+    storage.publish(home, run)
+    for old in checkpoints(run)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return home
+
+
+def latest(run: Path) -> tuple[DiffusionModel, TrainState, list[str]] | None:
+    """The newest whole checkpoint: the model with its raw weights (and `ema`), the state, and what was passed over.
+
+    None when the run has no checkpoint yet.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is whole.
+    """
+    for left in (run, run / "checkpoints"):
+        if left.is_dir():
+            storage.clear_unfinished(left)
+    problems: list[str] = []
+    for home in checkpoints(run):
+        try:
+            manifest = storage.read_manifest(home)
+            model = DiffusionModel.restore(manifest, storage.read_safetensors(home, WEIGHTS, manifest), "raw")
+            model.facts = storage.read_json(home, "facts.json", manifest)
+            about = storage.read_json(home, STATE_JSON, manifest)
+            state = TrainState(**about, moments=storage.read_safetensors(home, STATE_TENSORS, manifest))
+            return model, state, problems
+        except (CheckpointError, TypeError) as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(f"no checkpoint of {run} is whole: {'; '.join(problems)}")
+    return None

@@ -1,0 +1,298 @@
+"""The training loop: a generator of step records. Data order and noise are functions of (seed, step) alone.
+
+The same call on the same run folder goes on from its newest checkpoint, and ends with the same bytes as a run that was
+never interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diff_diffusion.data import ImageDataset
+from diff_diffusion.data.loader import Batches
+from diff_diffusion.errors import ConfigError, TrainingError
+from diff_diffusion.models import DiffusionModel
+from diff_diffusion.registry import describe
+from diff_diffusion.rng import Noise, derive
+from diff_diffusion.training import checkpoint
+from diff_diffusion.training.checkpoint import TrainState
+from diff_diffusion.training.ema import Ema
+from diff_diffusion.training.journal import Journal, Record
+from diff_diffusion.training.monitor import held_out_loss, write_sheets
+from diff_diffusion.training.runtime import autocast, choose_device, choose_precision
+from diff_diffusion.training.settings import FREE_TO_CHANGE, TrainSettings
+
+MAX_SKIPS = 10
+
+
+def train(
+    model: DiffusionModel,
+    data: ImageDataset,
+    out: str | Path | None = None,
+    settings: TrainSettings | None = None,
+    *,
+    held_out: ImageDataset | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Record]:
+    """Trains `model` on `data`, a record a step. The model holds the averaged weights when it ends.
+
+    Args:
+        model: fresh, or what a resumed run started from; its weights are replaced by the run's newest checkpoint.
+        data: the train split.
+        out: the run folder; None trains in memory and saves nothing.
+        settings: how; 1000 steps of the defaults when left out.
+        held_out: images whose loss is measured and that are never trained on.
+        stop: asked after every step; true ends the run early, saved.
+
+    Raises:
+        ConfigError: settings or data that differ from those of the run being resumed.
+        TrainingError: loss or gradient stayed non-finite; the last good state is saved.
+        CheckpointError: the disk refused, or no checkpoint is whole.
+    """
+    settings = settings or TrainSettings(steps=1000)
+    if settings.steps is None and settings.minutes is None:
+        raise ConfigError("say how long to train: steps or minutes")
+    run = _Run(model, data, Path(out) if out is not None else None, settings, held_out)
+    yield from run.steps(stop)
+
+
+class _Run:
+    """One run: the model, what its next step needs, and where it is written."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        data: ImageDataset,
+        out: Path | None,
+        settings: TrainSettings,
+        held_out: ImageDataset | None,
+    ) -> None:
+        self.model, self.data, self.out, self.held_out = model, data, out, held_out
+        self.notes: list[str] = []
+        self.seconds, self.step, self._first_bad = 0.0, 0, ""
+        moments: dict[str, Tensor] | None = None
+        ema: dict[str, Tensor] | None = None
+        self.about_data = {"name": data.name, "images": len(data), "fingerprint": data.fingerprint()}
+        resumed = checkpoint.latest(out) if out is not None else None
+        if resumed is not None:
+            stored, state, problems = resumed
+            self._check_same(stored, state, settings)
+            model.load_state_dict(stored.state_dict())
+            model.facts, ema, moments = stored.facts, stored.ema, state.moments
+            self.step, self.seconds = state.step, state.seconds
+            settings = settings.model_copy(update={"precision": state.settings["precision"]})
+            self.notes += [f"resumed at step {self.step}", *(f"passed over: {problem}" for problem in problems)]
+        self.device = choose_device()
+        model.to(self.device)
+        self.ema = Ema(model, ema)
+        self.settings = settings
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        if moments is not None:
+            self._load_moments(moments)
+        if settings.precision == "auto":
+            self.settings = settings.model_copy(update={"precision": self._measured_precision()})
+        model.facts |= {"name": out.name if out else data.name, "data": data.name, "train images": len(data)}
+        model.facts |= {"precision": self.settings.precision, "seed": self.settings.seed}
+
+    # ---- resuming -------------------------------------------------------------------------------------------------
+
+    def _check_same(self, stored: DiffusionModel, state: TrainState, settings: TrainSettings) -> None:
+        """Nothing, or a ConfigError that lists what differs from the run on disk."""
+        now = settings.model_dump(mode="json")
+        if now["precision"] == "auto":
+            now["precision"] = state.settings["precision"]
+        fixed = {key: value for key, value in state.settings.items() if key not in FREE_TO_CHANGE}
+        if settings.lr_schedule == "cosine":
+            fixed["steps"] = state.settings["steps"]
+        rows = [f"{key} was {value!r}, now {now.get(key)!r}" for key, value in fixed.items() if now.get(key) != value]
+        if describe(stored) != describe(self.model):
+            rows.append("the model's description changed")
+        if state.data["fingerprint"] != self.about_data["fingerprint"]:
+            was = f"{state.data['name']}, {state.data['images']} images"
+            rows.append(f"the data changed (was {was}; now {self.about_data['name']}, {len(self.data)} images)")
+        if rows:
+            raise ConfigError(
+                f"{self.out} holds a run that this command would not continue: {'; '.join(rows)}. "
+                "Give another --out, or the run's own settings"
+            )
+
+    def _moments(self) -> dict[str, Tensor]:
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        return {
+            f"{names[parameter]}/{key}": torch.as_tensor(value)
+            for parameter, state in self.optimizer.state.items()
+            for key, value in state.items()
+        }
+
+    def _load_moments(self, moments: dict[str, Tensor]) -> None:
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for full, value in moments.items():
+            name, key = full.rsplit("/", 1)
+            by_name.setdefault(name, {})[key] = value
+        for name, parameter in self.model.named_parameters():
+            if name in by_name:
+                self.optimizer.state[parameter] = {
+                    key: value if key == "step" and self.device.type == "cpu" else value.to(self.device)
+                    for key, value in by_name[name].items()
+                }
+
+    def _measured_precision(self) -> str:
+        count = min(self.settings.micro_batch or self.settings.batch_size, len(self.data))
+        images = self.data.batch(range(count))
+        labels = self.data.labels[:count] if self.data.labels is not None and self.model.conditioner else None
+        noise = Noise([derive(0, "precision", i) for i in range(count)])
+
+        def step(precision: str) -> None:
+            with autocast(self.device, precision):
+                loss = self.model.loss(images, labels, noise)
+            loss.mean.backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+        precision, ratio = choose_precision(self.device, step)
+        self.notes.append(f"precision {precision} (bf16 measured {ratio:.2f} × the speed of fp32)")
+        return precision
+
+    # ---- stepping -------------------------------------------------------------------------------------------------
+
+    def steps(self, stop: Callable[[], bool]) -> Iterator[Record]:
+        settings, began, before = self.settings, time.monotonic(), self.seconds
+        journal = Journal(self.out / "metrics.jsonl", self.step) if self.out is not None else None
+        if self.out is not None and self.step == 0:
+            self._save()
+        self.model.train()
+        recent: deque[tuple[float, float]] = deque(maxlen=50)
+        skips = 0
+        batches = iter(Batches(self.data, settings.batch_size, settings.seed, self.step))
+        with closing(batches):
+            while not self._done():
+                start = time.monotonic()
+                batch = next(batches)
+                waited = time.monotonic() - start
+                loss, norm = self._step(batch.pixels, batch.labels)
+                skipped = not (_finite(loss) and _finite(norm))
+                skips = skips + 1 if skipped else 0
+                self.step += 1
+                self.seconds = before + time.monotonic() - began
+                recent.append((time.monotonic() - start, waited))
+                if skips >= MAX_SKIPS:
+                    self._give_up()
+                stopping = stop() or self._done()
+                record = self._record(loss, norm, skipped, recent, stopping)
+                if journal is not None and (
+                    record.step % settings.log_interval == 0
+                    or record.step == 1
+                    or record.held_out
+                    or stopping
+                    or skipped
+                ):
+                    journal.write(record, self.seconds)
+                yield record
+                if stopping:
+                    break
+        self.ema.swap()
+        self.model.eval()
+
+    def _done(self) -> bool:
+        steps, minutes = self.settings.steps, self.settings.minutes
+        return (steps is not None and self.step >= steps) or (minutes is not None and self.seconds >= 60 * minutes)
+
+    def _step(self, images: Tensor, labels: Any) -> tuple[float, float]:
+        """One optimizer step; nothing is changed when its loss or gradient is not finite."""
+        settings, model = self.settings, self.model
+        whole, micro = len(images), settings.micro_batch or len(images)
+        latents = model.codec.encode(images.to(self.device))
+        cond = model.encode(labels, whole) if labels is not None and model.conditioner is not None else None
+        noise = Noise(
+            [derive(settings.seed, "train", self.step * settings.batch_size + i) for i in range(whole)], "train"
+        )
+        total = torch.zeros((), device=self.device)
+        for first in range(0, whole, micro):
+            rows = slice(first, min(first + micro, whole))
+            with autocast(self.device, settings.precision):
+                loss = model.recipe.objective(
+                    model.denoiser, latents[rows], cond[rows] if cond else None, noise[rows], first, whole
+                )
+            share = (rows.stop - rows.start) / whole
+            (loss.mean * share).backward()
+            total += loss.mean.detach() * share
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        if _finite(total.item()) and _finite(norm.item()):
+            for group in self.optimizer.param_groups:
+                group["lr"] = settings.lr_at(self.step)
+            self.optimizer.step()
+            self.ema.update(settings.ema_rate(self.step))
+        else:
+            self._first_bad = _first_not_finite(model)
+        self.optimizer.zero_grad(set_to_none=True)
+        return total.item(), norm.item()
+
+    def _give_up(self) -> None:
+        where = f"; the first module with a gradient that is not finite is {self._first_bad}" if self._first_bad else ""
+        saved = f" The last good weights are in {self._save()}." if self.out is not None else ""
+        raise TrainingError(
+            f"the loss or its gradient was not finite in {MAX_SKIPS} steps in a row, up to step {self.step}{where}. "
+            f"None of those steps changed the weights.{saved} Try a smaller lr, or precision fp32"
+        )
+
+    def _record(
+        self, loss: float, norm: float, skipped: bool, recent: deque[tuple[float, float]], stopping: bool
+    ) -> Record:
+        settings, step = self.settings, self.step
+        spent, waited = (sum(column) for column in zip(*recent, strict=True))
+        per_step = spent / len(recent)
+        remaining = (settings.steps - step) * per_step if settings.steps is not None else None
+        if settings.minutes is not None:
+            remaining = 60 * settings.minutes - self.seconds
+        held_out = None
+        if self.held_out is not None and (step % settings.eval_interval == 0 or stopping):
+            with self.ema.swapped():
+                held_out = held_out_loss(self.model, self.held_out)
+            self.model.facts |= {"held-out loss": held_out["mean"]}
+        if self.out is not None and (step % settings.sample_interval == 0 or stopping):
+            write_sheets(self.model, self.ema, self.out / "samples", step)
+        rate = settings.batch_size / per_step
+        self.model.facts |= {
+            "steps": step,
+            "images seen": step * settings.batch_size,
+            "images per second": round(rate, 1),
+        }
+        saved = None
+        if self.out is not None and (step % settings.checkpoint_interval == 0 or stopping):
+            saved = str(self._save())
+        notes, self.notes = tuple(self.notes), []
+        lr = settings.lr_at(step - 1)
+        return Record(step, loss, norm, lr, rate, remaining, held_out, saved, waited / spent, skipped, notes)
+
+    # ---- writing --------------------------------------------------------------------------------------------------
+
+    def _save(self) -> Path:
+        assert self.out is not None
+        self.model.ema = self.ema.values
+        about = self.settings.model_dump(mode="json")
+        state = TrainState(self.step, self.seconds, about, self.about_data, self._moments())
+        return checkpoint.save(self.out, self.model, state, self.settings.keep_checkpoints)
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+def _first_not_finite(model: DiffusionModel) -> str:
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            return name.rsplit(".", 1)[0]
+    return ""

@@ -1,0 +1,135 @@
+"""How to build every registered part, so that a new part is tested by being registered.
+
+A part whose arguments all have defaults needs nothing here. Any other needs a row in `EXAMPLES`; a second row is
+another setting worth testing. test_registry.py fails for a registered name that cannot be built from here.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+import diff_diffusion
+from diff_diffusion import registry
+from diff_diffusion.core.gaussian import SCALINGS, Gaussian
+from diff_diffusion.core.time_maps import LinearLogSnr, TimeMap
+from diff_diffusion.errors import ConfigError
+
+Description = dict[str, Any]
+
+FLOW, COSINE = {"type": "time_map/flow"}, {"type": "time_map/cosine"}
+TRUNCATED = {"type": "time_map/truncated", "time_map": COSINE, "log_snr_min": -15.0}
+RECIPE = {
+    "process": {"type": "process/gaussian", "time_map": TRUNCATED},
+    "target": {"type": "target/linear", "row": "v"},
+    "objective": {"type": "objective/denoising", "weight": {"type": "weight/min_snr", "gamma": 3.0}},
+    "sampler": {"type": "sampler/multistep", "order": 3},
+    "grid": {"type": "grid/karras", "num_steps": 7},
+}
+UNET = {"channels": 2, "width": 8, "multipliers": [1, 2], "depth": 1, "attention": [2], "head_width": 8}
+
+EXAMPLES: dict[str, list[Description]] = {
+    "codec/affine": [{"shape": [2, 4, 5], "mean": [3.5, 100.25], "std": [1.0, 64.1]}],
+    "conditioner/classes": [{"names": ["chat", "猫"], "width": 6}],
+    "grid/log_snr": [{"log_snr_max": 8.0, "log_snr_min": -6.5}],
+    "grid/karras": [{"rho": 3.0, "sigma_min": 0.01, "sigma_max": 30.0}],
+    "model/diffusion": [
+        {
+            "network": {"type": "network/unet", **UNET, "cond_width": 6},
+            "codec": {"type": "codec/affine", "shape": [2, 4, 5], "mean": [3.5, 100.25], "std": [1.0, 64.1]},
+            "recipe": {"type": "recipe/recipe", **RECIPE},
+            "conditioner": {"type": "conditioner/classes", "names": ["chat", "猫"], "width": 6},
+        }
+    ],
+    "network/unet": [
+        UNET,
+        UNET | {"cond_width": 6},
+        UNET | {"multipliers": [1, 1, 2], "attention": [], "channels": 3, "depth": 2},
+    ],
+    "process/gaussian": [
+        {"time_map": {"type": "time_map/linear_log_snr"}, "scaling": scaling} for scaling in ("vp", "ve", "flow")
+    ],
+    "recipe/recipe": [RECIPE],
+    "target/linear": [{"row": "v"}],
+    "time_map/cosine": [{"offset": 0.0}],
+    "time_map/linear_beta": [{"beta_start": 0.01, "beta_end": 0.01, "timesteps": 500}],
+    "time_map/linear_log_snr": [{"log_snr_max": 12.429216, "log_snr_min": -8.764053}],
+    "time_map/shifted": [{"time_map": FLOW, "scale": 3.0}, {"time_map": COSINE, "scale": 0.25}],
+    "time_map/sigmoid": [{"start": 0.0, "end": 3.0, "tau": 0.3}, {"tau": 0.1}],
+    "time_map/tabulated_betas": [
+        {"betas": [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]},
+        {"betas": [0.5]},
+        {"betas": [0.001, 0.9, 0.01, 0.3]},
+    ],
+    "time_map/truncated": [TRUNCATED, {"time_map": {"type": "time_map/linear_beta"}, "log_snr_min": -4.0}],
+}
+
+
+def import_everything() -> None:
+    """Every module of the package, so that everything that registers itself has done so."""
+    for module in pkgutil.walk_packages(diff_diffusion.__path__, "diff_diffusion."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+
+
+def kinds() -> list[str]:
+    """The kinds of parts that this package registers."""
+    import_everything()
+    own = {name for name, (cls, _) in registry._parts.items() if cls.__module__.startswith("diff_diffusion.")}
+    return sorted({name.split("/")[0] for name in own})
+
+
+def descriptions(kind: str) -> list[Description]:
+    """A description of every registered part of one kind, aliases included, by default and in each example."""
+    found = []
+    for name in registry.names(kind):
+        full = f"{kind}/{name}"
+        found += [{"type": full}] if buildable({"type": full}) else []
+        found += [{"type": full, **example} for example in EXAMPLES.get(full, [])]
+    return found
+
+
+def buildable(description: Description) -> bool:
+    """Whether a description needs no more arguments."""
+    try:
+        registry.build(description)
+    except ConfigError as error:
+        if "needs" in str(error) and "lacks" in str(error):
+            return False
+        raise
+    return True
+
+
+def parts(kind: str) -> list[Any]:
+    """Every part of one kind, for pytest.mark.parametrize."""
+    seen: dict[str, int] = {}
+    params = []
+    for description in descriptions(kind):
+        name = description["type"].split("/")[1]
+        seen[name] = seen.get(name, 0) + 1
+        params.append(pytest.param(registry.build(description), id=name + ("" if seen[name] == 1 else f"-{seen[name]}")))
+    return params
+
+
+def gaussians(finite: bool = False) -> list[Any]:
+    """Gaussian processes: every time map in every scaling that allows it; only maps with both ends finite if asked."""
+    params = []
+    for time_map in parts("time_map"):
+        (value,) = time_map.values
+        ends = abs(value.log_snr(0.0)), abs(value.log_snr(1.0))
+        if finite and max(ends) == float("inf"):
+            continue
+        params += [
+            pytest.param(Gaussian(value, scaling), id=f"{time_map.id}-{scaling}")
+            for scaling in SCALINGS
+            if scaling != "ve" or ends[1] < float("inf")
+        ]
+    return params
+
+
+def scalings(time_map: TimeMap | None = None) -> list[Gaussian]:
+    """One process in its three scalings."""
+    return [Gaussian(time_map or LinearLogSnr(12.0, -12.0), scaling) for scaling in SCALINGS]
