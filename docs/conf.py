@@ -20,5 +20,5 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = f"diff-diffusion {release}"
-# The pages build without a network. Only showing the formulas in a browser fetches MathJax, from Sphinx's default address;
-# for a copy to read offline, point `mathjax_path` at a local one.
+# The pages build without a network. Only showing the formulas in a browser fetches MathJax, from Sphinx's default
+# address; for a copy to read offline, point `mathjax_path` at a local one.

@@ -313,17 +313,19 @@ class DiffusionModel(nn.Module):
         """The model that a manifest describes, with the given weights; its `ema` holds the averaged ones."""
         if weights not in ("ema", "raw"):
             raise ConfigError(f"weights are 'ema' or 'raw', not {weights!r}")
+        description = manifest.get("model", {})
         try:
             # On the meta device nothing is allocated, so a description that claims a huge network costs nothing.
             with torch.device("meta"):
-                model = build(manifest.get("model"))
+                shape_of = build(description)
         except (DiffusionError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"the stored description cannot be built: {error}") from error
-        if not isinstance(model, DiffusionModel):
+        if not isinstance(shape_of, DiffusionModel):
             raise CheckpointError("the manifest describes no model")
         chosen = {name.removeprefix(f"{weights}/"): t for name, t in tensors.items() if name.startswith(f"{weights}/")}
-        _same_keys(model.state_dict(), chosen)
-        model.load_state_dict(chosen, assign=True)
+        _same_keys(shape_of.state_dict(), chosen)
+        model = cls.from_description(description)
+        model.load_state_dict(chosen)
         model.ema = {name.removeprefix("ema/"): t.clone() for name, t in tensors.items() if name.startswith("ema/")}
         return model.eval()
 

@@ -187,6 +187,12 @@ def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
         assert close(pixels(tmp_path / f"a.{kind}")[0, 0], [255, 0, 0]), kind
 
 
+def test_the_jpeg_of_a_phone_that_holds_two_pictures(tmp_path: Path) -> None:
+    photo, depth = Image.new("RGB", (16, 8), (200, 100, 50)), Image.new("RGB", (16, 8), "blue")
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[depth], quality=100)
+    assert close(pixels(tmp_path / "a.jpg")[4, 4], [200, 100, 50])
+
+
 def test_same_size_passes_bit_identical(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")

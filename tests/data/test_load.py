@@ -139,7 +139,7 @@ def test_mixed_sizes_and_channels(make: Make, tmp_path: Path) -> None:
     assert dataset.shape == (3, 40, 64)
     report = dataset.report
     assert report.channels_why == "1 of 3 images is colour: all become RGB"
-    assert report.heights == (100, 120, 200)
+    assert list(report.heights) == [100, 120, 200]
     assert report.modes == {"L": 2, "RGB": 1}
     assert load_image_dataset(tmp_path, size=16, channels=1).shape == (1, 16, 16)
     assert load_image_dataset(tmp_path, size=(16, 24)).batch([0, 1, 2]).shape == (3, 3, 16, 24)

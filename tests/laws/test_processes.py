@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from law_examples import gaussians, parts
 
@@ -24,6 +24,7 @@ PROBE = NOISE.normal((1, 1)).item()
 ONE, ZERO = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
 
 every_process = pytest.mark.parametrize("process", gaussians())
+few = settings(max_examples=10)  # for each of some 40 processes
 times = st.floats(1e-4, 1.0)
 pairs = st.tuples(times, times).map(sorted).filter(lambda pair: pair[1] - pair[0] > 1e-6)
 
@@ -48,6 +49,7 @@ def reverse_coefficients(process: Gaussian, t: float, s: float, eta: float) -> t
 
 
 @every_process
+@few
 @given(t=st.floats(0.0, 1.0))
 @example(t=0.0)
 @example(t=1.0)
@@ -61,7 +63,7 @@ def test_scales_satisfy_the_scaling_and_the_log_snr(process: Gaussian, t: float)
     else:
         assert min(alpha, sigma) < 1e-100
     tensors = process.scales(torch.tensor([t], dtype=torch.float64))
-    assert [scale.item() for scale in tensors] == pytest.approx([alpha, sigma], rel=1e-12, abs=1e-300)
+    assert [scale.item() for scale in tensors] == pytest.approx([alpha, sigma], rel=1e-12, abs=1e-150)
 
 
 @every_process
@@ -77,6 +79,7 @@ def test_the_prior_has_the_variance_of_unit_data(process: Gaussian) -> None:
 
 
 @every_process
+@few
 @given(t=st.floats(0.0, 1.0))
 @example(t=0.0)
 @example(t=1.0)
@@ -99,6 +102,7 @@ def test_marginal_takes_a_level_per_sample_or_per_frame(process: Gaussian) -> No
 
 
 @every_process
+@few
 @given(pair=pairs)
 @example(pair=(1e-4, 1.0))
 @example(pair=(0.5, 0.500002))
@@ -134,10 +138,11 @@ def test_renoise_by_monte_carlo() -> None:
 
 
 @every_process
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@given(pair=pairs)
-@example(pair=(0.5, 0.500002))
-@example(pair=(1e-4, 1.0))
+@few
+@given(pair=pairs, eta=st.sampled_from([0.0, 0.5, 1.0]))
+@example(pair=(0.5, 0.500002), eta=0.0)
+@example(pair=(0.5, 0.500002), eta=0.5)
+@example(pair=(1e-4, 1.0), eta=1.0)
 def test_reverse_with_the_true_x_0_keeps_the_marginal(process: Gaussian, eta: float, pair: tuple[float, float]) -> None:
     """Given x_t ~ q(x_t | x_0) and x̂_0 = x_0, x_s is exactly q(x_s | x_0), for any eta."""
     s, t = pair
@@ -150,6 +155,7 @@ def test_reverse_with_the_true_x_0_keeps_the_marginal(process: Gaussian, eta: fl
 
 
 @every_process
+@few
 @given(pair=pairs)
 @example(pair=(1e-4, 1.0))
 def test_eta_1_is_the_posterior_of_the_forward_chain(process: Gaussian, pair: tuple[float, float]) -> None:
@@ -207,6 +213,7 @@ def test_a_step_from_no_signal_is_the_marginal_of_the_held_x_0(time_map: TimeMap
 
 
 @every_process
+@few
 @given(pair=pairs)
 def test_decay_is_the_share_of_the_noise_to_signal_ratio_kept(process: Gaussian, pair: tuple[float, float]) -> None:
     s, t = pair

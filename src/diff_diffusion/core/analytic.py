@@ -55,8 +55,8 @@ class GaussianMixture(Denoiser):
         self.covariances = full
         values, self._vectors = torch.linalg.eigh(full)
         self._values = values.clamp(min=0)  # eigh's rounding can leave -1e-17 for a singular covariance
-        weights = torch.ones(count) if weights is None else torch.as_tensor(weights)
-        self.weights = weights.to(torch.float64) / weights.sum()
+        weights = torch.as_tensor([1.0] * count if weights is None else weights, dtype=torch.float64)
+        self.weights = weights / weights.sum()
 
     def _logits(self, x_t: Tensor, t: float | Tensor, cond: Cond | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log w_k N(x_t; …) up to a constant, [B, K]; and what the posterior means are made of."""

@@ -31,7 +31,14 @@ class Grid(ABC):
 
 def _finite_ends(process: Process, log_snr_max: float, log_snr_min: float) -> tuple[float, float]:
     """The process's range of λ, clipped to what a grid should resolve: (at the data, at the noise)."""
-    return min(process.time_map.log_snr(0.0), log_snr_max), max(process.time_map.log_snr(1.0), log_snr_min)
+    data, end = process.time_map.log_snr(0.0), process.time_map.log_snr(1.0)
+    high, low = min(data, log_snr_max), max(end, log_snr_min)
+    if not low < high:
+        raise ConfigError(
+            f"a grid over λ from {log_snr_max:g} down to {log_snr_min:g} has no part of this process, whose λ falls from "
+            f"{data:g} to {end:g}: change the grid's range"
+        )
+    return high, low
 
 
 def _times_at(process: Process, log_snrs: list[float]) -> list[float]:
