@@ -12,6 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
+
 from diff_diffusion import DiffusionModel, TrainSettings, load_image_dataset, train
 from diff_diffusion.cli.console import TrainingLine
 from diff_diffusion.evaluation.features import train_classifier
@@ -49,19 +51,18 @@ def main() -> None:
     scores = score(model, train_split, held_out, classifier)
 
     classes = images.class_names
-    samples = model.sample(
-        len(classes) * SEEDS, labels=[name for name in classes for _ in range(SEEDS)], batch_size=100
-    )
-    write_png(arguments.out / "samples.png", sheet(samples, SEEDS, classes, cell=48))
+    samples = torch.cat([model.sample(SEEDS, labels=name, seed=0) for name in classes])
+    write_png(arguments.out / "samples.png", sheet(samples, SEEDS, classes, [f"seed {i}" for i in range(SEEDS)]))
     process_figure(model, arguments.out / "process.png", image=held_out[0], label="3")
     curve_figure(run / "metrics.jsonl", arguments.out / "curve.png")
     write_file(arguments.out / "scores.json", to_json(scores.to_json()))
 
     last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    rate = last["step"] * settings.batch_size / last["seconds"]
     low, high = scores.agreement_interval
     rows = [
         ("parameters", f"{model.num_parameters:,}"),
-        ("training", f"{last['step']:,} steps in {last['seconds']:.0f} s, {last['images_per_second']:,.0f} images/s"),
+        ("training", f"{last['step']:,} steps in {last['seconds']:.0f} s, {rate:,.0f} images/s"),
         ("held-out loss", f"{model.facts['held-out loss']:.4f}"),
         ("classifier, real held-out digits", f"{scores.classifier_accuracy:.1%} right (n = {scores.n})"),
         (

@@ -1,8 +1,9 @@
-"""DiffusionModel: a network, its meaning, a codec and its facts, assembled; trained, sampled, saved and loaded as one."""
+"""DiffusionModel: a network, its meaning, a codec and its facts; trained, sampled, saved and loaded as one."""
 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,7 +110,7 @@ class DiffusionModel(nn.Module):
     def from_description(cls, description: Mapping[str, Any], seed: int = 0) -> DiffusionModel:
         """The model that a description says, with fresh weights that depend on `seed` alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "weights") % (1 << 63))
+            torch.default_generator.manual_seed(derive(seed, "weights") % (1 << 63))  # and no accelerator's
             model = build(description)
         if not isinstance(model, DiffusionModel):
             raise ConfigError(f"this describes a {type(model).__name__}, not a model")
@@ -175,8 +176,8 @@ class DiffusionModel(nn.Module):
                 )
             if self.recipe.objective.cond_drop == 0.0:
                 raise ConfigError(
-                    f"guidance {scale:g} needs a model trained with its condition dropped some of the time, and this one "
-                    "was trained with cond_drop = 0: use guidance 1, or train with objective.cond_drop = 0.1"
+                    f"guidance {scale:g} needs a model trained with its condition dropped some of the time, and this "
+                    "one was trained with cond_drop = 0: use guidance 1, or train with objective.cond_drop = 0.1"
                 )
             denoiser = ClassifierFree(self.denoiser, scale)
         return denoiser, chosen, times_grid.times(self.recipe.process)
@@ -266,8 +267,8 @@ class DiffusionModel(nn.Module):
     def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """What a model folder holds: its files and the manifest's entries."""
         raw = self.state_dict()
-        ema = self.ema if self.ema is not None else raw
-        tensors = {f"ema/{name}": value for name, value in ema.items()}
+        # Copies, because safetensors refuses tensors that share memory; buffers have no average.
+        tensors = {f"ema/{name}": value.clone() for name, value in (raw | (self.ema or {})).items()}
         tensors |= {f"raw/{name}": value for name, value in raw.items()}
         bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
         if bad:
@@ -300,13 +301,25 @@ class DiffusionModel(nn.Module):
 
         Raises:
             CheckpointError: missing, damaged, of another format, or a pickle; nothing in it was run.
+
+        Warns:
+            UserWarning: it is damaged, and the newest whole checkpoint in it was loaded instead.
         """
-        path = newest_valid(Path(folder))
-        manifest = storage.read_manifest(path)
-        tensors = storage.read_safetensors(path, WEIGHTS, manifest)
-        model = cls.restore(manifest, tensors, weights)
-        model.facts = storage.read_json(path, "facts.json", manifest)
-        return model
+        problem: CheckpointError | None = None
+        for place in (Path(folder), *_spares(Path(folder))):
+            try:
+                manifest = storage.read_manifest(place)
+                model = cls.restore(manifest, storage.read_safetensors(place, WEIGHTS, manifest), weights)
+                model.facts = storage.read_json(place, "facts.json", manifest)
+            except CheckpointError as error:
+                problem = problem or error
+                continue
+            if problem is not None:
+                warnings.warn(f"{problem}; {place} was loaded instead", stacklevel=2)
+            model.ema = None  # it holds one set of weights: what it samples with is what it saves
+            return model
+        assert problem is not None
+        raise problem
 
     @classmethod
     def restore(cls, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: str) -> DiffusionModel:
@@ -318,7 +331,7 @@ class DiffusionModel(nn.Module):
             # On the meta device nothing is allocated, so a description that claims a huge network costs nothing.
             with torch.device("meta"):
                 shape_of = build(description)
-        except (DiffusionError, RuntimeError, OverflowError) as error:
+        except Exception as error:  # whatever hostile numbers make a part's arithmetic do
             raise CheckpointError(f"the stored description cannot be built: {error}") from error
         if not isinstance(shape_of, DiffusionModel):
             raise CheckpointError("the manifest describes no model")
@@ -353,23 +366,10 @@ def _same_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> N
         raise CheckpointError(f"the weights do not fit the described network: {listed(rows, 8)}")
 
 
-def newest_valid(folder: Path) -> Path:
-    """`folder` itself if its weights are whole, else the newest checkpoint in it that is.
-
-    Raises:
-        CheckpointError: what is wrong with `folder`, when no checkpoint helps.
-    """
-    try:
-        storage.read_file(folder, WEIGHTS, storage.read_manifest(folder))
-        return folder
-    except CheckpointError as error:
-        for checkpoint in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
-            try:
-                storage.read_file(checkpoint, WEIGHTS, storage.read_manifest(checkpoint))
-                return checkpoint
-            except CheckpointError:
-                continue
-        raise error
+def _spares(folder: Path) -> list[Path]:
+    """Where a model may be whole when `folder` is not: what a save that was cut short put aside, and checkpoints."""
+    aside = [] if folder.exists() else storage.leftovers(folder.parent, storage.REPLACED, folder.name)
+    return [*aside, *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
 
 
 def sampler_named(sampler: Sampler | str) -> Sampler:
@@ -406,7 +406,7 @@ def network_size(side: int) -> dict[str, Any]:
     if side <= 16:
         return {"width": 32, "multipliers": [1, 2], "depth": 1, "attention": [2]}
     if side <= 32:
-        return {"width": 48, "multipliers": [1, 2, 2], "depth": 2, "attention": [4], "head_width": 24}
+        return {"width": 48, "multipliers": [1, 2, 2], "depth": 2, "attention": [4]}
     if side <= 64:
         return {"width": 64, "multipliers": [1, 2, 3, 4], "depth": 2, "attention": [8]}
     return {"width": 96, "multipliers": [1, 1, 2, 3, 4], "depth": 2, "attention": [16]}

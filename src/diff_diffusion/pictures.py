@@ -71,7 +71,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read as a picture with a recipe: {error}") from error
     if not isinstance(recipe, dict):
         raise DataError(
-            f"{path} carries no recipe: it was not made by `diff-diffusion sample`, or a program that edited it left it out"
+            f"{path} carries no recipe: it was not made by `diff-diffusion sample`, or an editor left the recipe out"
         )
     return recipe
 
@@ -88,11 +88,20 @@ def _font(texts: Sequence[str], size: int) -> ImageFont.FreeTypeFont | ImageFont
     return None
 
 
-def sheet(samples: Tensor, columns: int, labels: Sequence[str] = (), *, cell: int = 64, gap: int = 4) -> Image.Image:
+def sheet(
+    samples: Tensor,
+    columns: int,
+    labels: Sequence[str] = (),
+    heads: Sequence[str] = (),
+    *,
+    cell: int = 64,
+    gap: int = 4,
+) -> Image.Image:
     """Samples [n, C, H, W] in data units on one sheet, row by row, each scaled up by a whole factor to about `cell`.
 
     Args:
         labels: one per row, written at its left. Where the machine has no font for them, rows are numbered.
+        heads: one per column, written above it.
     """
     factor = max(1, round(cell / max(samples.shape[-2:])))
     height, width = samples.shape[-2] * factor, samples.shape[-1] * factor
@@ -102,14 +111,18 @@ def sheet(samples: Tensor, columns: int, labels: Sequence[str] = (), *, cell: in
     if font is None:
         font, labels = ImageFont.load_default(size), [f"#{row}" for row in range(rows)]
     margin = int(max((font.getbbox(label)[2] for label in labels), default=0)) + (2 * gap if labels else 0)
-    page = Image.new("RGB", (margin + columns * (width + gap) + gap, rows * (height + gap) + gap), PAPER)
+    top = size + 2 * gap if heads else 0
+    page = Image.new("RGB", (margin + columns * (width + gap) + gap, top + rows * (height + gap) + gap), PAPER)
     draw = ImageDraw.Draw(page)
     for index, sample in enumerate(samples):
         row, column = divmod(index, columns)
         tile = to_image(sample).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
-        page.paste(tile, (margin + gap + column * (width + gap), gap + row * (height + gap)))
+        page.paste(tile, (margin + gap + column * (width + gap), top + gap + row * (height + gap)))
+    for column, head in enumerate(heads):
+        x = margin + gap + column * (width + gap) + width // 2
+        draw.text((x, gap), head, fill=INK, font=ImageFont.load_default(size - 3), anchor="ma")
     for row, label in enumerate(labels):
-        draw.text((gap, gap + row * (height + gap) + height // 2), label, fill=INK, font=font, anchor="lm")
+        draw.text((gap, top + gap + row * (height + gap) + height // 2), label, fill=INK, font=font, anchor="lm")
     return page
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-from diff_diffusion.errors import ConfigError, listed
+from diff_diffusion.errors import ConfigError, DiffusionError, listed
 
 # The packages whose modules register the built-in parts. A module dropped into one of them is found by being there.
 BUILTIN_PACKAGES = ("core", "networks", "codecs", "samplers", "guidance", "objectives")
@@ -45,11 +45,11 @@ def register(name: str, **aliases: Mapping[str, Any]) -> Callable[[type[T]], typ
     kind = name.split("/")[0]
 
     def add(cls: type[T]) -> type[T]:
-        _names[cls] = name
         for full, fixed in [(name, {}), *((f"{kind}/{alias}", dict(fixed)) for alias, fixed in aliases.items())]:
             if full in _parts and _parts[full][0] is not cls:
                 raise ConfigError(f"the registry name {full!r} is taken by {_parts[full][0].__name__}")
             _parts[full] = (cls, fixed)
+        _names[cls] = name
         return cls
 
     return add
@@ -118,7 +118,8 @@ def build(description: Any, _path: str = "", _depth: int = 0) -> Any:
     """The object that `describe` described. Lists come back as tuples; plain data as it is.
 
     Raises:
-        ConfigError: an unknown type or argument, a missing argument, or nesting deeper than 16.
+        ConfigError: an unknown type or argument, a missing one, a value of the wrong kind, or nesting deeper than 16.
+        DiffusionError: whatever a part's constructor refuses.
     """
     if _depth > MAX_DEPTH:
         raise ConfigError(f"the description is nested deeper than {MAX_DEPTH} levels at {_path or 'its root'}")
@@ -151,5 +152,7 @@ def build(description: Any, _path: str = "", _depth: int = 0) -> Any:
         raise ConfigError(f"{name} needs {listed(missing)}, which the description lacks")
     try:
         return cls(**merged)
-    except (TypeError, AttributeError) as error:  # a value of the wrong kind; parts check ranges, not types
+    except DiffusionError:  # the part's own words; an IncompatibleError is a TypeError too
+        raise
+    except (TypeError, ValueError, AttributeError) as error:  # of the wrong kind; parts check ranges, not types
         raise ConfigError(f"{name} cannot be built from {merged}: {error}") from error

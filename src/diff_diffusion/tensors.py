@@ -80,7 +80,7 @@ def maths(x: float | Tensor) -> Any:
 
 
 def expand(coefficient: float | Tensor, x: Tensor) -> float | Tensor:
-    """`coefficient` ready to multiply `x`: floats as they are, tensors (their shape a prefix of x's) padded with ones."""
+    """`coefficient` ready to multiply x: floats as they are, tensors (a prefix of x's shape) padded with ones."""
     if not isinstance(coefficient, Tensor):
         return coefficient
     padded = coefficient.reshape(*coefficient.shape, *[1] * (x.ndim - coefficient.ndim))

@@ -67,6 +67,12 @@ def test_other_names_of_the_splits(train: str, val: str) -> None:
     assert (f"{train}/ is read as train/" in notes) == (train.lower() != "train")
 
 
+def test_of_two_names_of_a_split_the_proper_one_counts() -> None:
+    files, notes = arrange(["train/a.png", "training/b.png", "val/c.png", "valid/d.png"])
+    assert files == (Found("train/a.png"), Found("val/c.png", held_out=True))
+    assert notes == ["1 images in training/ are left alone", "1 images in valid/ are left alone"]
+
+
 def test_classes_inside_train_and_val() -> None:
     files, _ = arrange(["train/cat/a.png", "train/dog/b.png", "val/dog/c.png"])
     assert [(file.label, file.held_out) for file in files] == [("cat", False), ("dog", False), ("dog", True)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +118,12 @@ def test_the_split_is_stratified_and_leaves_every_class_something() -> None:
     ]
 
 
+def test_no_class_is_emptied_by_the_split() -> None:
+    train, _ = ImageDataset.from_arrays(noise(20, 4, 4), [0] * 10 + list(range(1, 11))).split(0.5)
+    assert train.labels is not None
+    assert set(train.labels) == set(range(11))
+
+
 @pytest.mark.parametrize(
     ("count", "labels", "fraction", "held"),
     [(2, None, 0.1, 1), (2, None, 0.99, 1), (5, [0, 1, 2, 3, 4], 0.1, 1), (30_000, None, 0.5, 2000)],
@@ -156,6 +164,9 @@ def test_pixels_alone_change_the_fingerprint() -> None:
     assert ImageDataset.from_arrays(one).fingerprint() != ImageDataset.from_arrays(other).fingerprint()
     labelled = [ImageDataset.from_arrays(one, labels).fingerprint() for labels in ([0, 1, 0], [0, 1, 1])]
     assert labelled[0] != labelled[1]
+    named = [ImageDataset.from_arrays(one, [0, 1, 0], names).fingerprint() for names in (("a", "b"), ("a", "c"))]
+    assert named[0] != named[1]
+    assert ImageDataset.from_arrays(one.reshape(3, 2, 8)).fingerprint() != ImageDataset.from_arrays(one).fingerprint()
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -169,6 +180,18 @@ def test_a_torch_data_loader_reads_it(folder: Path, workers: int, where: str, mo
     seen = torch.cat(list(loader))
     assert seen.dtype == torch.uint8
     assert (seen == dataset.batch(range(10))).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_reads_batches(folder: Path, on_disk: None) -> None:
+    dataset = load_image_dataset(folder)
+    dataset.batch(range(10))
+    worker = multiprocessing.get_context("fork").Process(target=dataset.batch, args=(range(10),))
+    worker.start()
+    worker.join(20)
+    ended = worker.exitcode
+    worker.kill()
+    assert ended == 0
 
 
 def test_spawned_workers_read_it(folder: Path, on_disk: None) -> None:

@@ -90,6 +90,17 @@ def test_16_bit_grey_with_alpha_is_grey(tmp_path: Path) -> None:
     assert close(seen, np.rint(RAMP_8 * 0.5 + 127.5))
 
 
+def test_12_bit_grey(tmp_path: Path) -> None:
+    values = np.array([[0, 0xFFF], [0x111, 0x888]])
+    packed = b"".join(int((a << 12) | b).to_bytes(3, "big") for a, b in values)
+    # width, height, bits, uncompressed, 0 is black, offset of the pixels, rows per strip, bytes of the pixels
+    tags = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 273: 8, 278: 2, 279: len(packed)}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(packed))
+    (tmp_path / "a.tif").write_bytes(head + packed + struct.pack("<H", len(tags)) + directory + bytes(4))
+    assert close(pixels(tmp_path / "a.tif"), [[0, 255], [17, 136]])
+
+
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
@@ -115,8 +126,16 @@ def test_exif_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_leaves_the_picture_as_it_lies(tmp_path: Path) -> None:
-    Image.new("L", (4, 6), 90).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=100)
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"II*\0\xff\xff\xff\xff",
+        b"nonsense",
+        struct.pack("<2sHIHHHI4sI", b"II", 42, 8, 1, 0x0112, 2, 2, b"x", 0),  # an orientation that is text
+    ],
+)
+def test_damaged_exif_leaves_the_picture_as_it_lies(tmp_path: Path, exif: bytes) -> None:
+    Image.new("L", (4, 6), 90).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + exif, quality=100)
     assert close(pixels(tmp_path / "a.jpg"), np.full((6, 4), 90))
 
 
@@ -219,12 +238,16 @@ def test_a_large_reduction_is_antialiased() -> None:
     assert abs(np.asarray(fit(Image.fromarray(stripes), 16, 16)).astype(int) - 127.5).max() <= 8
 
 
-def test_a_large_jpeg_is_decoded_small_but_not_seen_to_be(tmp_path: Path) -> None:
+def test_a_large_jpeg_is_decoded_small_but_not_seen_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     y, x = np.mgrid[:1600, :2400] / 1600
     smooth = np.stack([255 * y, 127 + 120 * np.sin(9 * x), 200 * x / 1.5], -1).astype(np.uint8)
     Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
-    assert open_image(tmp_path / "a.jpg", around=64).size == (300, 200)
-    assert open_image(tmp_path / "a.jpg").size == (2400, 1600)
+    decoded: list[tuple[int, int]] = []
+    monkeypatch.setattr(images, "fit", lambda image, *size: decoded.append(image.size))
+    for size in ((64, 64), (100, 200), (3000, 2000)):
+        open_image(tmp_path / "a.jpg", size)
+    assert decoded == [(300, 200), (1200, 800), (2400, 1600)]
+    monkeypatch.undo()
     seen = read_image(tmp_path / "a.jpg", (3, 64, 64)).transpose(1, 2, 0).astype(int)
     assert abs(seen - np.asarray(fit(Image.fromarray(smooth), 64, 64))).max() <= 3
 
@@ -284,7 +307,8 @@ def test_a_file_without_permission_has_a_reason(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(("side", "refused"), [(13_377, False), (13_378, True), (60_000, True)])
 def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path, side: int, refused: bool) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(png(side, side, 8, 0, b""))  # the header alone: nothing of that size is ever allocated
+    # The header alone, nothing of that size is ever allocated, in a file long enough to hold such a picture.
+    path.write_bytes(png(side, side, 8, 0, b"") + bytes(20_000))
     if refused:
         for read in (peek, open_image):
             with pytest.raises(ImageFileError) as caught:
@@ -294,11 +318,21 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path, side: i
         assert peek(path).height == side
 
 
+def test_a_few_bytes_that_claim_a_large_picture_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(4000, 4000, 8, 0, b""))
+    assert peek(tmp_path / "a.png").height == 4000
+    (tmp_path / "a.png").write_bytes(png(4001, 4000, 8, 0, b""))
+    with pytest.raises(ImageFileError, match="too large"):
+        peek(tmp_path / "a.png")
+    Image.new("1", (6000, 6000)).save(tmp_path / "a.png")  # the densest honest file
+    assert open_image(tmp_path / "a.png", (8, 8)).size == (8, 8)
+
+
 def test_bombs_are_refused_where_the_user_switched_pillows_own_limit_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    (tmp_path / "a.png").write_bytes(png(60_000, 60_000, 8, 0, b""))
+    (tmp_path / "a.png").write_bytes(png(60_000, 60_000, 8, 0, b"") + bytes(400_000))
     with pytest.raises(ImageFileError, match="too large"):
         open_image(tmp_path / "a.png")
 

@@ -110,7 +110,9 @@ def parts(kind: str) -> list[Any]:
     for description in descriptions(kind):
         name = description["type"].split("/")[1]
         seen[name] = seen.get(name, 0) + 1
-        params.append(pytest.param(registry.build(description), id=name + ("" if seen[name] == 1 else f"-{seen[name]}")))
+        params.append(
+            pytest.param(registry.build(description), id=name + ("" if seen[name] == 1 else f"-{seen[name]}"))
+        )
     return params
 
 

@@ -62,7 +62,9 @@ def test_uniform_for_every_number_of_steps() -> None:
     for num_steps in range(1, 1001):
         found = grids.Uniform(num_steps).times(process)
         check(found, num_steps)
-        assert all(t == pytest.approx(1 - i / num_steps, abs=1e-15) for i, t in list(enumerate(found))[:: num_steps // 4 + 1])
+        assert all(
+            t == pytest.approx(1 - i / num_steps, abs=1e-15) for i, t in list(enumerate(found))[:: num_steps // 4 + 1]
+        )
 
 
 @pytest.mark.parametrize("time_map", [LinearLogSnr(12.0, -12.0), Flow()], ids=["linear_log_snr", "flow"])

@@ -6,6 +6,7 @@ Kernels are linear in what they are given, so their coefficients are read off ex
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -185,7 +186,7 @@ def test_reverse_with_the_exact_posterior_reproduces_the_marginals_variance(
     high, low = process.time_map.log_snr(0.0), process.time_map.log_snr(1.0)
     times = [process.time_map.time(low + (high - low) * i / 400) for i in range(400)]
     carried = exact(times[0])
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in pairwise(times):
         alpha, _ = process.scales(t)
         from_x, from_mean, fresh = reverse_coefficients(process, t, s, eta)
         carried = (from_x + from_mean * alpha * variance / exact(t)) ** 2 * carried + fresh**2

@@ -64,7 +64,9 @@ def test_log_snr_inverts_time(time_map: TimeMap, log_snr: float) -> None:
 def close(floats: list[float], tensor: torch.Tensor) -> bool:
     """Equal to 1e-12, infinities in the same places."""
     assert tensor.dtype == torch.float64
-    return all(a == b or math.isclose(a, b, rel_tol=1e-12, abs_tol=1e-12) for a, b in zip(floats, tensor.tolist(), strict=True))
+    return all(
+        a == b or math.isclose(a, b, rel_tol=1e-12, abs_tol=1e-12) for a, b in zip(floats, tensor.tolist(), strict=True)
+    )
 
 
 @every_map

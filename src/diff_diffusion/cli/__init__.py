@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-EXIT_CODES = """Exit codes: 0 done · 1 a bug, please report it · 2 a wrong argument or setting · 3 the data cannot be used ·
-4 a model folder is missing or damaged, or could not be written · 5 training could not go on · 6 an optional package is
-missing · 130 interrupted."""
+EXIT_CODES = """Exit codes: 0 done · 1 a bug, please report it · 2 a wrong argument or setting · 3 data that cannot be
+used · 4 a model folder is missing or damaged, or could not be written · 5 training could not go on · 6 an optional
+package is missing · 130 interrupted."""
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
         (errors.DiffusionError, 1),
     ]
     try:
-        app()
+        app(prog_name="diff-diffusion")
     except errors.DiffusionError as error:
         if debug:
             raise

@@ -1,4 +1,4 @@
-"""What the commands are called, what they take and what `--help` says; what they do is in the modules beside this one."""
+"""What the commands are called, what they take and what `--help` says. What they do is in the modules beside it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ app.add_typer(data_app, name="data")
 Data = Annotated[
     str,
     typer.Argument(
+        metavar="DATA",
         help="A folder of images (any depth; class folders; or with train/ and val/), or a built-in name: digits.",
         show_default=False,
     ),
 ]
-Run = Annotated[Path, typer.Argument(help="A run or model folder.", show_default=False)]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run or model folder.", show_default=False)]
 Size = Annotated[
     str | None, typer.Option(help="Image size: 64, or 48x64 (height x width). Chosen from the data if left out.")
 ]
@@ -130,7 +131,7 @@ def sample(
 
 @app.command()
 def repro(
-    file: Annotated[Path, typer.Argument(help="A PNG that `sample` made.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A PNG that `sample` made.", show_default=False)],
     run: Annotated[Path | None, typer.Option(help="The model folder, if it has moved.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the new picture goes; beside the old one if left out.")
@@ -144,7 +145,7 @@ def repro(
 
 @data_app.command("inspect")
 def inspect(data: Data, size: Size = None, as_json: Json = False) -> None:
-    """What is there, what would be used, what would be skipped and why. The same look is taken before every training."""
+    """What is there, what would be used, what would be skipped and why. Every training starts with the same look."""
     from diff_diffusion.cli.look import inspect as look
 
     look(data, size, as_json)

@@ -21,7 +21,9 @@ from diff_diffusion.cli.console import count_progress
 from diff_diffusion.cli.sample import load
 from diff_diffusion.cli.train import chosen
 from diff_diffusion.data import load_image_dataset
+from diff_diffusion.data.images import read_image
 from diff_diffusion.models import DiffusionModel
+from diff_diffusion.registry import describe
 from diff_diffusion.training.runtime import choose_device, has_bf16
 
 
@@ -37,8 +39,6 @@ def inspect(data: str, size: str | None, as_json: bool) -> None:
 def info(run: Path, as_json: bool) -> None:
     model = DiffusionModel.load(run)
     if as_json:
-        from diff_diffusion.registry import describe
-
         about = {"fingerprint": model.fingerprint(), "facts": model.facts, "model": describe(model)}
         typer.echo(json.dumps(about, ensure_ascii=False, indent=2))
         return
@@ -63,10 +63,8 @@ def explain(run: Path, out: Path | None, image: Path | None, label: str | None, 
     model = load(run, "ema")
     picture = None
     if image is not None:
-        from diff_diffusion.data.images import fit, read_image
-
         channels, height, width = model.codec.data.shape
-        picture = torch.from_numpy(fit(read_image(image, channels), height, width))
+        picture = torch.from_numpy(read_image(image, (channels, height, width)))
     target = out or run / "process.png"
     process_figure(model, target, image=picture, label=label, seed=seed)
     typer.echo(f"{target}: forward noising above, reverse denoising and the guess x̂_0 below")

@@ -113,8 +113,8 @@ def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
         found = model.fingerprint()
         if found != recipe["model"]:
             raise CheckpointError(
-                f"{home} holds another model (fingerprint {found}) than the one that made {file.name} ({recipe['model']}): "
-                "it was trained further or replaced; name the right folder with --run"
+                f"{home} holds another model (fingerprint {found}) than the one that made {file.name} "
+                f"({recipe['model']}): it was trained further or replaced; name the right folder with --run"
             )
         sample = model.sample(
             1,

@@ -56,8 +56,8 @@ class Gaussian(Process):
         IncompatibleError: "ve" with a map that ends at λ = -∞, where σ would be infinite.
 
     >>> from diff_diffusion.core.time_maps import Flow
-    >>> Gaussian(Flow(), "flow").scales(0.25)
-    (0.75, 0.25)
+    >>> Gaussian(Flow(), "flow").scales(0.5)
+    (0.5, 0.5)
     """
 
     time_map: TimeMap

@@ -117,7 +117,7 @@ class ImageDataset(Dataset[Tensor]):
         if len(self) < 2:
             raise DataError(f"{self.name} has {len(self)} image: at least two are needed, one of them to hold out")
         labels = np.zeros(len(self), np.int64) if self.labels is None else self.labels
-        count = min(max(1, round(fraction * len(self))), MAX_HELD_OUT, len(self) - 1)
+        count = min(max(1, round(fraction * len(self))), MAX_HELD_OUT)
         chosen = held_out(labels, count, rng.generator(0, "held-out split"))
         return self._part(~chosen), self._part(chosen)
 

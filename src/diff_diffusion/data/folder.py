@@ -188,7 +188,7 @@ def existing(path: Path, builtin: Sequence[str]) -> Path:
     parent = path.absolute().parent
     while not parent.is_dir():
         path, parent = parent, parent.parent
-    near = {entry.lower(): entry for entry in sorted(os.listdir(parent)) if (parent / entry).is_dir()}
+    near = {folder.name.lower(): folder.name for folder in _sub_folders(parent)}
     near |= {name.lower(): name for name in builtin}
     close = difflib.get_close_matches(path.name.lower(), near, n=3)
     meant = f"did you mean {' or '.join(repr(near[name]) for name in close)}? " if close else ""

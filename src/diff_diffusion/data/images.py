@@ -25,6 +25,9 @@ EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; about 13,400 × 13,400
 LARGE = 16_000_000  # pixels above which images are decoded one at a time, since each takes 4 bytes a pixel or more
+# Above LARGE, more pixels to a byte than this are a bomb or a damaged header: deflate, the densest of the common
+# codes, reaches 8,000 on a blank picture of 1 bit a pixel.
+MAX_PIXELS_PER_BYTE = 10_000
 
 ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -102,8 +105,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     Raises:
         ImageFileError: with its reason.
     """
-    _, height, width = shape
-    return pixels(open_image(path, around=max(height, width)), shape)
+    return pixels(open_image(path, shape[1:]), shape)
 
 
 def pixels(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
@@ -114,25 +116,26 @@ def pixels(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def open_image(path: Path, around: int | None = None) -> Image.Image:
+def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     """The image at `path`, upright and opaque, in mode L or RGB; of an animation, the first frame.
 
     Args:
-        around: the longest side that will be asked of it. A JPEG several times larger is then decoded at a half, a
-            quarter or an eighth, never below three times this size, which costs a fraction of the time and memory.
+        size: (height, width) to fit it to, see `fit`; its own when left out. A much larger JPEG is then decoded at a
+            half, a quarter or an eighth, never below three times the size: a fraction of the time and memory.
 
     Raises:
         ImageFileError: with its reason.
     """
     try:
         with _open(path) as image:
-            if around is not None:
-                image.draft(None, (3 * around, 3 * around))  # JPEG only; nothing happens to other formats
+            if size is not None:
+                image.draft(None, (3 * max(size), 3 * max(size)))  # JPEG only; nothing happens to other formats
             with _large if image.width * image.height > LARGE else nullcontext():
                 image.load()
                 upright = _UPRIGHT.get(_orientation(image))
                 plain = _eight_bit(image)
-                return plain if upright is None else plain.transpose(upright)
+                turned = plain if upright is None else plain.transpose(upright)
+                return turned if size is None else fit(turned, *size)
     except Exception as error:
         raise _reasoned(error, path) from error
 
@@ -155,15 +158,16 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _open(path: Path) -> Image.Image:
-    if path.stat().st_size == 0:
+    num_bytes = path.stat().st_size
+    if num_bytes == 0:
         raise ImageFileError("empty file", str(path))
     image = Image.open(path, formats=FORMATS)
     width, height = image.size
-    if 1 <= width * height <= MAX_PIXELS:
+    if 1 <= width * height <= min(MAX_PIXELS, max(LARGE, num_bytes * MAX_PIXELS_PER_BYTE)):
         return image
     image.close()
     reason = "too large" if width * height else "unreadable"
-    raise ImageFileError(reason, str(path), f"{width}×{height} pixels; 1 to {MAX_PIXELS:,} can be decoded")
+    raise ImageFileError(reason, str(path), f"{width}×{height} pixels in {num_bytes} bytes; at most {MAX_PIXELS:,}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -186,7 +190,7 @@ def _is_grey(image: Image.Image) -> bool:
 def _eight_bit(image: Image.Image) -> Image.Image:
     """`image`, loaded, in mode L or RGB, transparency laid on white."""
     mode = image.mode
-    # Pillow before 11 opened 16-bit PNG in mode I, which otherwise means 32 bits.
+    # Versions of Pillow differ: some open 16-bit PNG in mode I, which otherwise means 32 bits.
     if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
         return _from_16_bit(image)
     if mode == "F":

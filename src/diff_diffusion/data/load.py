@@ -58,7 +58,7 @@ def load_image_dataset(
 
 
 def _folder(path: Path, size: tuple[int, int] | None, channels: int | None, progress: Progress | None) -> ImageDataset:
-    folder = scan(existing(path.expanduser(), sorted(BUILTIN)))
+    folder = scan(existing(Path(os.path.expanduser(path)), sorted(BUILTIN)))
     found = survey(folder, size, channels, progress)
     class_names = tuple(sorted({file.label for file in found.files if not file.held_out} - {""}))
     number = {name: i for i, name in enumerate(class_names)}

@@ -12,7 +12,7 @@ def held_out(labels: np.ndarray, count: int, generator: np.random.Generator) -> 
 
     Args:
         labels: int [N], N at least 2; all zero where there are no classes.
-        count: how many of them, 1 to N - 1.
+        count: how many of them, from 1; fewer where classes would be emptied.
         generator: where the choice comes from.
     """
     sizes = np.bincount(labels)

@@ -1,1 +1,1 @@
-"""Numbers people can trust, each beside its floor: agreement, Fréchet distance, nearest training images; and figures."""
+"""Numbers people can trust, each beside its floor: agreement, Fréchet distance, nearest images; and figures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,7 @@ def process_figure(
             guesses.append(step.x_0 if step.x_0 is not None else states[-1])
             states.append(step.x)
     times, guesses = [*times, 0.0], [*guesses, states[-1]]
-    picks = [round(i * (len(times) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)]
-    picks = sorted(set(picks))
+    picks = _telling(process, times)
 
     def seen(x_t: Tensor, t: float) -> Tensor:
         """x_t in data units, scaled to the data's spread, so that noise shows as noise in every scaling."""
@@ -94,6 +94,14 @@ def process_figure(
     _write(figure, path, plt)
 
 
+def _telling(process: Gaussian, times: list[float]) -> list[int]:
+    """Which of a walk's times to show: both ends, and between them the levels where a picture changes most."""
+    levels = [process.time_map.log_snr(t) for t in times]
+    wanted = [-4.5 + 10.0 * i / (COLUMNS - 3) for i in range(COLUMNS - 2)]
+    nearest = [min(range(len(times)), key=lambda k: abs(levels[k] - level)) for level in wanted]
+    return sorted({0, *nearest, len(times) - 1})
+
+
 def _caption(process: Gaussian, t: float) -> str:
     log_snr = process.time_map.log_snr(t)
     level = f"{log_snr:.1f}" if abs(log_snr) < 1e3 else ("∞" if log_snr > 0 else "-∞")
@@ -114,10 +122,9 @@ def curve_figure(metrics: Path, path: Path) -> None:
     left.plot(
         [row["step"] for row in rows], [row["loss"] for row in rows], color="#9ecae1", lw=0.8, label="training batch"
     )
-    smooth, trend = None, []
-    for row in rows:
-        smooth = row["loss"] if smooth is None else 0.9 * smooth + 0.1 * row["loss"]
-        trend.append(smooth)
+    losses = [row["loss"] for row in rows]
+    reach = max(1, len(rows) // 40)
+    trend = [statistics.fmean(losses[max(0, i - reach) : i + reach + 1]) for i in range(len(rows))]
     left.plot([row["step"] for row in rows], trend, color="#3182bd", lw=1.6, label="training, smoothed")
     measured = [row for row in rows if "held_out" in row]
     left.plot(

@@ -21,8 +21,8 @@ class Scores:
     """What was measured, and on what.
 
     Attributes:
-        n: samples in each of `sets` sets; the labels asked for are those of the held-out images.
-        agreement: share of samples that the classifier gives the label asked for, over all sets; with its 95 % interval.
+        n: samples in each of `sets` sets, asked for with the labels of the held-out images.
+        agreement: share of all samples that the classifier gives the label asked for; with its 95 % interval.
         classifier_accuracy: the same classifier on the held-out images.
         frechet: distance of each set to the train split on the classifier's features, averaged; with its spread.
         frechet_floor: the same distance for the held-out images: real against real at the same n.

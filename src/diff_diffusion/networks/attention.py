@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, head_width: int) -> Tensor:
-    """Multi-head attention of [B, L, C] tensors, C a multiple of head_width, to [B, L, C]."""
-    q, k, v = (x.reshape(*x.shape[:2], -1, head_width).transpose(1, 2) for x in (q, k, v))
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of [B, L, C] tensors, C a multiple of heads, to [B, L, C]."""
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -17,7 +17,8 @@ class ImageAttention(nn.Module):
 
     def __init__(self, channels: int, head_width: int, norm: nn.Module) -> None:
         super().__init__()
-        self.head_width = head_width
+        # As many heads of about head_width as divide the channels evenly.
+        self.heads = next(heads for heads in range(max(1, channels // head_width), 0, -1) if channels % heads == 0)
         self.norm = norm
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -27,6 +28,6 @@ class ImageAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
-        mixed = self.out(attend(q, k, v, self.head_width))
+        mixed = self.out(attend(q, k, v, self.heads))
         out: Tensor = x + mixed.transpose(1, 2).reshape(x.shape)
         return out

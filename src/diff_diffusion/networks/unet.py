@@ -16,7 +16,7 @@ from diff_diffusion.registry import register
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(
-        max(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g >= 4 or g == 1), channels
+        max(g for g in (32, 16, 8, 4, 2, 1) if (channels % g == 0 and channels // g >= 4) or g == 1), channels
     )
 
 
@@ -61,7 +61,7 @@ class UNet(nn.Module):
         multipliers: channels at each level as a multiple of `width`; each level after the first halves the resolution.
         depth: residual blocks per level on the way down (one more on the way up).
         attention: downsampling factors at which blocks attend (2 is the second level); the middle does when any is.
-        head_width: channels per attention head.
+        head_width: channels per attention head, about: heads divide the channels evenly.
         cond_width: the embedded condition's size; 0 for none.
         dropout: share of activations dropped in blocks.
 
@@ -137,13 +137,12 @@ class UNet(nn.Module):
             *((f"multiplier {m}", m, 1, 64) for m in self.multipliers),
             ("depth", self.depth, 1, 32),
             ("cond_width", self.cond_width, 0, 65536),
+            ("head_width", self.head_width, 1, 4096),
         ]:
             if not low <= value <= high:
                 raise ConfigError(f"a U-Net's {name} must be from {low} to {high}, not {value}")
-        if self.width % 8 or self.head_width < 1 or (self.attention and self.width % self.head_width):
-            raise ConfigError(
-                f"a U-Net's width must be a multiple of 8 and of its head_width, not {self.width} with {self.head_width}"
-            )
+        if self.width % 8:
+            raise ConfigError(f"a U-Net's width must be a multiple of 8, not {self.width}")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         odd = [factor for factor in self.attention if factor not in factors]

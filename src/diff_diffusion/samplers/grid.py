@@ -35,8 +35,8 @@ def _finite_ends(process: Process, log_snr_max: float, log_snr_min: float) -> tu
     high, low = min(data, log_snr_max), max(end, log_snr_min)
     if not low < high:
         raise ConfigError(
-            f"a grid over λ from {log_snr_max:g} down to {log_snr_min:g} has no part of this process, whose λ falls from "
-            f"{data:g} to {end:g}: change the grid's range"
+            f"a grid over λ from {log_snr_max:g} down to {log_snr_min:g} has no part of this process, whose λ falls "
+            f"from {data:g} to {end:g}: change the grid's range"
         )
     return high, low
 

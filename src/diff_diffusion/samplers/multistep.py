@@ -26,7 +26,7 @@ History = tuple[tuple[float, Tensor], ...]
 @register("sampler/multistep", dpmpp_2m={"order": 2}, dpmpp_3m={"order": 3}, dpmpp_2m_sde={"order": 2, "eta": 1.0})
 @dataclass(frozen=True)
 class Multistep(Sampler):
-    """x̂_0 extrapolated in ln(α/σ) from the last `order` answers, integrated exactly against e^-h. One evaluation a step.
+    """x̂_0 extrapolated in ln(α/σ) from the last `order` answers, integrated against e^-h. One evaluation a step.
 
     Order 1 is DDIM, 2 is DPM-Solver++(2M), 3 is its third-order form. The first steps have fewer answers and use the
     orders they can; a step to the data, or from no signal, holds x̂_0.

@@ -37,7 +37,7 @@ class Sampler(ABC):
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: float, s: float, state: Any, cond: Cond | None, noise: Noise
     ) -> tuple[Tensor, Any]:
-        """From x_t to x_s, s < t. `state` is None at the start and after every jump, then what the last step returned."""
+        """From x_t to x_s, s < t. `state` is None at the start and after a jump, then what the last step returned."""
 
 
 @dataclass(frozen=True)

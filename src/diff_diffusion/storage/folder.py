@@ -1,18 +1,20 @@
 """Folders of files that are whole or not there: atomic writes, hashes, safetensors and JSON only.
 
 A folder is written under a temporary name beside its own, every file and the folder synced, and then renamed. Its
-manifest, config.json, is written last and carries the sha256 of every other file, because safetensors alone does not
-notice a flipped bit. Nothing here unpickles.
+manifest, config.json, is written last and carries the sha256 of every file and of itself, because safetensors does not
+notice a flipped bit, and JSON with a flipped digit is still JSON. Nothing here unpickles.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +22,59 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from diff_diffusion.errors import CheckpointError, listed
+from diff_diffusion.errors import CheckpointError, ConfigError, listed
 
 FORMAT = 1
 MANIFEST = "config.json"
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
-_TEMPORARY = ".writing-"
+WRITING, REPLACED = "writing", "replaced"
+"""What an interrupted write leaves behind: a new file or folder, unfinished, and the old one that it was to replace."""
 
 
 def to_json(data: Any) -> bytes:
-    """Readable UTF-8 JSON, with names in any script kept as they are."""
-    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """Readable UTF-8 JSON, with names in any script kept as they are.
+
+    Raises:
+        ConfigError: something in it is no JSON: an object, a number that is not finite.
+    """
+    try:
+        return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"this cannot be stored as JSON: {error}") from error
 
 
 def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Tensors as one safetensors file, in the order of their names."""
     return safetensors.torch.save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Inside, what the disk refuses (full, broken, read-only) becomes a CheckpointError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"could not write {path}: {error.strerror or error}") from error
+
+
+def _beside(path: Path, what: str) -> Path:
+    """A name of its own in the folder of `path`, hidden, that says what it is and whose."""
+    return path.with_name(f".{what}-{uuid.uuid4().hex[:8]}-{path.name}")
+
+
+def leftovers(folder: Path, what: str, name: str | None = None) -> list[Path]:
+    """What interrupted writes left in `folder`: those of the file or folder `name`, or all."""
+    return sorted(folder.glob(f".{what}-{'?' * 8}-{'*' if name is None else glob.escape(name)}"))
+
+
+def clear_unfinished(folder: Path, name: str | None = None) -> None:
+    """Removes what interrupted writes left in `folder`, of the file or folder `name`, or all."""
+    for left in [*leftovers(folder, WRITING, name), *leftovers(folder, REPLACED, name)]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                left.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -48,68 +87,92 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _put(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_file(path: Path, content: bytes) -> None:
-    """`content` at `path`, whole or not at all, on disk when this returns."""
-    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def write_folder(folder: Path, files: Mapping[str, bytes], config: Mapping[str, Any]) -> None:
-    """A new folder of `files` with its manifest, whole or not at all, replacing one of the same name.
+    """`content` at `path`, whole or not at all, on disk when this returns.
 
     Raises:
         CheckpointError: the disk refused; what was there before is intact.
     """
-    temporary = folder.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{folder.name}")
-    try:
-        temporary.mkdir(parents=True)
-        for name, content in files.items():
-            write_file(temporary / name, content)
-        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        write_file(temporary / MANIFEST, to_json({"format": FORMAT, **config, "sha256": hashes}))
-        replaced = folder.with_name(f".replaced-{uuid.uuid4().hex[:8]}-{folder.name}")
-        if folder.exists():  # a folder cannot be renamed over another; a crash between the two leaves the old one aside
-            os.replace(folder, replaced)
-        os.replace(temporary, folder)
+    temporary = _beside(path, WRITING)
+    with refusals(path):
+        try:
+            _put(temporary, content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], config: Mapping[str, Any]) -> None:
+    """A new folder of `files` with its manifest, whole or not at all, replacing one of the same name and kind.
+
+    Raises:
+        CheckpointError: the disk refused, or the folder holds files that this would delete; nothing was changed.
+    """
+    content = {**files, MANIFEST: _manifest(files, config)}
+    temporary, replaced = _beside(folder, WRITING), _beside(folder, REPLACED)
+    with refusals(folder):
+        others = sorted(item.name for item in folder.iterdir() if item.name not in content) if folder.exists() else []
+        if others:
+            raise CheckpointError(f"{folder} holds {listed(others)}, which would be lost: name a new or a model folder")
+        try:
+            temporary.mkdir(parents=True)
+            for name in content:
+                _put(temporary / name, content[name])
+            _sync_folder(temporary)
+            if (
+                folder.exists()
+            ):  # a folder cannot be renamed over another: a crash from here on leaves the old one aside
+                os.replace(folder, replaced)
+            os.replace(temporary, folder)
+        finally:
+            if replaced.exists() and not folder.exists():
+                os.replace(replaced, folder)
+            shutil.rmtree(temporary, ignore_errors=True)
         _sync_folder(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"could not write {folder}: {error.strerror or error}; nothing there was changed"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def clear_unfinished(folder: Path) -> None:
-    """Removes what an interrupted write left in `folder`."""
-    for left in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        clear_unfinished(folder.parent, folder.name)
 
 
 def publish(source: Path, folder: Path) -> None:
     """The files of a finished folder also under `folder`, one by one, the manifest last; hard links where they can be.
 
     A crash half-way leaves hashes that do not match, which readers see and fall back from.
+
+    Raises:
+        CheckpointError: the disk refused.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted((file.name for file in source.iterdir()), key=lambda name: name == MANIFEST):
-        temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{name}"
-        try:
-            os.link(source / name, temporary)
-        except OSError:
-            shutil.copyfile(source / name, temporary)
-        os.replace(temporary, folder / name)
-    _sync_folder(folder)
+    with refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in sorted((file.name for file in source.iterdir()), key=lambda name: name == MANIFEST):
+            temporary = _beside(folder / name, WRITING)
+            try:
+                try:
+                    os.link(source / name, temporary)
+                except OSError:
+                    shutil.copyfile(source / name, temporary)
+                os.replace(temporary, folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+        _sync_folder(folder)
+
+
+def _manifest(files: Mapping[str, bytes], config: Mapping[str, Any]) -> bytes:
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = {"format": FORMAT, **config, "sha256": hashes}
+    hashes[MANIFEST] = _hash(manifest)
+    return to_json(manifest)
+
+
+def _hash(manifest: Mapping[str, Any]) -> str:
+    """Of a manifest before it states its own."""
+    return hashlib.sha256(to_json(manifest)).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -118,7 +181,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no folder, no manifest, a damaged one, a newer format; a pickle, with what to do about it.
     """
-    if folder.is_file() or folder.suffix in PICKLES:
+    if folder.is_file() or (folder.suffix in PICKLES and not folder.is_dir()):
         raise CheckpointError(_not_a_folder(folder))
     path = folder / MANIFEST
     if not path.is_file():
@@ -127,21 +190,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not a model folder: no {MANIFEST} in it ({what})")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found, hashes = manifest["format"], manifest["sha256"]
-        if not isinstance(hashes, dict) or not all(isinstance(v, str) for v in hashes.values()):
-            raise TypeError("sha256 is no table of hashes")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        found = manifest["format"]
+        changed = found == FORMAT and manifest["sha256"].pop(MANIFEST) != _hash(manifest)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     if found != FORMAT:
         raise CheckpointError(f"{path} has format {found!r}; this version reads format {FORMAT}")
+    if changed:
+        raise CheckpointError(f"{path} is damaged: its sha256 is not the one that it states. Use another checkpoint")
     return dict(manifest)
 
 
 def _not_a_folder(path: Path) -> str:
     if path.suffix in PICKLES:
         return (
-            f"{path} is a pickle, which can run code when it is opened, so it is never opened here. A model is a folder. "
-            'In a process you trust, convert the weights: python -c "import torch; from safetensors.torch import '
+            f"{path} is a pickle, which can run code when it is opened, so it is never opened here. A model is a "
+            'folder. In a process you trust, convert the weights: python -c "import torch; from safetensors.torch import '
             f"save_file; save_file(torch.load('{path.name}', weights_only=True), 'weights.safetensors')\""
         )
     return f"{path} is a file; a model is a folder with a {MANIFEST} in it"
@@ -169,9 +233,10 @@ def read_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
 
 def read_json(folder: Path, name: str, manifest: Mapping[str, Any]) -> Any:
     """One JSON file, checked as `read_file` does."""
+    content = read_file(folder, name, manifest)
     try:
-        return json.loads(read_file(folder, name, manifest))
-    except ValueError as error:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / name} is not JSON: {error}") from error
 
 

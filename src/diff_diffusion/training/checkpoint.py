@@ -37,6 +37,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)
 
 
+def home_of(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
 def save(run: Path, model: DiffusionModel, state: TrainState, keep: int) -> Path:
     """A checkpoint of the model and the state, published into the run; older ones than the last `keep` are removed.
 
@@ -49,10 +54,11 @@ def save(run: Path, model: DiffusionModel, state: TrainState, keep: int) -> Path
     files, config = model.files()
     about = {"step": state.step, "seconds": state.seconds, "settings": state.settings, "data": state.data}
     files |= {STATE_JSON: storage.to_json(about), STATE_TENSORS: storage.to_safetensors(state.moments)}
-    home = run / "checkpoints" / f"step-{state.step:08d}"
+    home = home_of(run, state.step)
     storage.write_folder(home, files, config)
     storage.publish(home, run)
-    for old in checkpoints(run)[keep:]:
+    # Damaged ones of later steps, which the run was resumed in front of, do not count as kept.
+    for old in [place for place in checkpoints(run) if place.name <= home.name][keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return home
 
@@ -65,11 +71,11 @@ def latest(run: Path) -> tuple[DiffusionModel, TrainState, list[str]] | None:
     Raises:
         CheckpointError: there are checkpoints and none is whole.
     """
-    for left in (run, run / "checkpoints"):
-        if left.is_dir():
-            storage.clear_unfinished(left)
+    for left in (run, run / "checkpoints", run / "samples"):
+        storage.clear_unfinished(left)
     problems: list[str] = []
-    for home in checkpoints(run):
+    # The run folder last: it is never newer, but it is all there is when someone has deleted the checkpoints.
+    for home in (*checkpoints(run), *([run] if (run / storage.MANIFEST).exists() else [])):
         try:
             manifest = storage.read_manifest(home)
             model = DiffusionModel.restore(manifest, storage.read_safetensors(home, WEIGHTS, manifest), "raw")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from diff_diffusion.storage.folder import refusals, write_file
 
 
 @dataclass(frozen=True)
@@ -40,26 +43,47 @@ class Record:
 class Journal:
     """metrics.jsonl of a run: one JSON object a line, with names as in `Record` and the seconds trained.
 
+    What is None, empty or false is left out, and so are numbers that are not finite, which JSON does not have.
+
     Args:
         path: the file; lines of steps after `step`, which a resumed run does again, are taken out of it.
+
+    Raises:
+        CheckpointError: the disk refused.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        if len(kept) < len(lines):
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        with refusals(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        whole = text.split("\n")[:-1]  # what comes after the last line end was cut short
+        kept = "".join(line + "\n" for line in whole if _step_of(line) <= step)
+        if kept != text:
+            write_file(path, kept.encode())
 
     def write(self, record: Record, seconds: float) -> None:
-        row = {key: value for key, value in asdict(record).items() if value not in (None, (), False)}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row | {"seconds": round(seconds, 3)}, ensure_ascii=False) + "\n")
+        row = asdict(record) | {"seconds": round(seconds, 3)}
+        said = {key: value for key, value in row.items() if value is not None and value is not False and value != ()}
+        with refusals(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(said), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The same without numbers that are not finite: left out of tables, null in lists."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items() if not _broken(item)}
+    if isinstance(value, list | tuple):
+        return [None if _broken(item) else _finite(item) for item in value]
+    return value
+
+
+def _broken(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return 1 << 62  # a line that a crash cut short belongs to a step that is done again
+        return 1 << 62  # damaged: of no step that is known to be done

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.loader import Batches
-from diff_diffusion.errors import ConfigError, TrainingError
+from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, IncompatibleError, TrainingError, listed
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.registry import describe
 from diff_diffusion.rng import Noise, derive
@@ -27,7 +28,7 @@ from diff_diffusion.training.checkpoint import TrainState
 from diff_diffusion.training.ema import Ema
 from diff_diffusion.training.journal import Journal, Record
 from diff_diffusion.training.monitor import held_out_loss, write_sheets
-from diff_diffusion.training.runtime import autocast, choose_device, choose_precision
+from diff_diffusion.training.runtime import autocast, choose_device, choose_precision, seeded
 from diff_diffusion.training.settings import FREE_TO_CHANGE, TrainSettings
 
 MAX_SKIPS = 10
@@ -54,6 +55,7 @@ def train(
 
     Raises:
         ConfigError: settings or data that differ from those of the run being resumed.
+        IncompatibleError: data of another shape or other classes than the model's.
         TrainingError: loss or gradient stayed non-finite; the last good state is saved.
         CheckpointError: the disk refused, or no checkpoint is whole.
     """
@@ -76,14 +78,16 @@ class _Run:
         held_out: ImageDataset | None,
     ) -> None:
         self.model, self.data, self.out, self.held_out = model, data, out, held_out
+        self._check_fits()
         self.notes: list[str] = []
         self.seconds, self.step, self._first_bad = 0.0, 0, ""
         moments: dict[str, Tensor] | None = None
         ema: dict[str, Tensor] | None = None
         self.about_data = {"name": data.name, "images": len(data), "fingerprint": data.fingerprint()}
-        resumed = checkpoint.latest(out) if out is not None else None
-        if resumed is not None:
-            stored, state, problems = resumed
+        newest = checkpoint.latest(out) if out is not None else None
+        self.resumed = newest is not None
+        if newest is not None:
+            stored, state, problems = newest
             self._check_same(stored, state, settings)
             model.load_state_dict(stored.state_dict())
             model.facts, ema, moments = stored.facts, stored.ema, state.moments
@@ -107,6 +111,16 @@ class _Run:
             self.settings = settings.model_copy(update={"precision": self._measured_precision()})
         model.facts |= {"name": out.name if out else data.name, "data": data.name, "train images": len(data)}
         model.facts |= {"precision": self.settings.precision, "seed": self.settings.seed}
+
+    def _check_fits(self) -> None:
+        """Nothing, or an IncompatibleError: labels are numbers, which mean something else for other classes."""
+        shape, names = self.model.codec.data.shape, self.model.conditioner.names if self.model.conditioner else ()
+        for data in (self.data, self.held_out):
+            if data is not None and data.shape != shape:
+                raise IncompatibleError(f"the model is for samples {list(shape)}; {data.name} has {list(data.shape)}")
+            if data is not None and names and tuple(data.class_names) != names:
+                has = listed(data.class_names) or "none"
+                raise IncompatibleError(f"the model is for the classes {listed(names)}; {data.name} has {has}")
 
     # ---- resuming -------------------------------------------------------------------------------------------------
 
@@ -162,7 +176,8 @@ class _Run:
             loss.mean.backward()
             self.optimizer.zero_grad(set_to_none=True)
 
-        precision, ratio = choose_precision(self.device, step)
+        with seeded(self.device, 0):
+            precision, ratio = choose_precision(self.device, step)
         self.notes.append(f"precision {precision} (bf16 measured {ratio:.2f} × the speed of fp32)")
         return precision
 
@@ -171,13 +186,12 @@ class _Run:
     def steps(self, stop: Callable[[], bool]) -> Iterator[Record]:
         settings, began, before = self.settings, time.monotonic(), self.seconds
         journal = Journal(self.out / "metrics.jsonl", self.step) if self.out is not None else None
-        if self.out is not None and self.step == 0:
+        if self.out is not None and not self.resumed:
             self._save()
-        self.model.train()
         recent: deque[tuple[float, float]] = deque(maxlen=50)
         skips = 0
         batches = iter(Batches(self.data, settings.batch_size, settings.seed, self.step))
-        with closing(batches):
+        with closing(batches), self._averaged_after():
             while not self._done():
                 start = time.monotonic()
                 batch = next(batches)
@@ -192,6 +206,7 @@ class _Run:
                     self._give_up()
                 stopping = stop() or self._done()
                 record = self._record(loss, norm, skipped, recent, stopping)
+                # The line before the checkpoint: a crash between the two repeats the step, and the line with it.
                 if journal is not None and (
                     record.step % settings.log_interval == 0
                     or record.step == 1
@@ -200,11 +215,22 @@ class _Run:
                     or skipped
                 ):
                     journal.write(record, self.seconds)
-                yield record
+                if record.saved is not None:
+                    self._save()
+                yield self._with_sheets(record, stopping)
                 if stopping:
                     break
-        self.ema.swap()
-        self.model.eval()
+
+    @contextmanager
+    def _averaged_after(self) -> Iterator[None]:
+        """Inside, the model trains; after, however that ended, it is the averaged one, ready to sample."""
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.ema.swap()
+            self.model.ema = None
+            self.model.eval()
 
     def _done(self) -> bool:
         steps, minutes = self.settings.steps, self.settings.minutes
@@ -222,15 +248,17 @@ class _Run:
         total = torch.zeros((), device=self.device)
         for first in range(0, whole, micro):
             rows = slice(first, min(first + micro, whole))
-            with autocast(self.device, settings.precision):
+            seed = derive(settings.seed, "dropout", self.step, first) % (1 << 63)
+            with seeded(self.device, seed), autocast(self.device, settings.precision):
                 loss = model.recipe.objective(
                     model.denoiser, latents[rows], cond[rows] if cond else None, noise[rows], first, whole
                 )
             share = (rows.stop - rows.start) / whole
             (loss.mean * share).backward()
             total += loss.mean.detach() * share
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         if _finite(total.item()) and _finite(norm.item()):
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), settings.grad_clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.lr_at(self.step)
             self.optimizer.step()
@@ -242,7 +270,12 @@ class _Run:
 
     def _give_up(self) -> None:
         where = f"; the first module with a gradient that is not finite is {self._first_bad}" if self._first_bad else ""
-        saved = f" The last good weights are in {self._save()}." if self.out is not None else ""
+        saved = ""
+        if self.out is not None:
+            home = checkpoint.checkpoints(self.out)[0]
+            with suppress(CheckpointError):  # a step whose loss was finite can still have broken the weights
+                home = self._save()
+            saved = f" The last good weights are in {home}."
         raise TrainingError(
             f"the loss or its gradient was not finite in {MAX_SKIPS} steps in a row, up to step {self.step}{where}. "
             f"None of those steps changed the weights.{saved} Try a smaller lr, or precision fp32"
@@ -261,9 +294,8 @@ class _Run:
         if self.held_out is not None and (step % settings.eval_interval == 0 or stopping):
             with self.ema.swapped():
                 held_out = held_out_loss(self.model, self.held_out)
-            self.model.facts |= {"held-out loss": held_out["mean"]}
-        if self.out is not None and (step % settings.sample_interval == 0 or stopping):
-            write_sheets(self.model, self.ema, self.out / "samples", step)
+            if _finite(held_out["mean"]):
+                self.model.facts |= {"held-out loss": held_out["mean"]}
         rate = settings.batch_size / per_step
         self.model.facts |= {
             "steps": step,
@@ -272,10 +304,20 @@ class _Run:
         }
         saved = None
         if self.out is not None and (step % settings.checkpoint_interval == 0 or stopping):
-            saved = str(self._save())
+            saved = str(checkpoint.home_of(self.out, step))
         notes, self.notes = tuple(self.notes), []
         lr = settings.lr_at(step - 1)
         return Record(step, loss, norm, lr, rate, remaining, held_out, saved, waited / spent, skipped, notes)
+
+    def _with_sheets(self, record: Record, stopping: bool) -> Record:
+        """The record, and sample sheets on disk when it is time. A run is not lost for want of a picture."""
+        if self.out is None or not (record.step % self.settings.sample_interval == 0 or stopping):
+            return record
+        try:
+            write_sheets(self.model, self.ema, self.out / "samples", record.step)
+        except DiffusionError as error:
+            return replace(record, notes=(*record.notes, f"step {record.step} has no sample sheets: {error}"))
+        return record
 
     # ---- writing --------------------------------------------------------------------------------------------------
 

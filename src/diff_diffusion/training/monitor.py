@@ -12,6 +12,7 @@ from diff_diffusion.data import ImageDataset
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.pictures import sheet, write_png
 from diff_diffusion.rng import Noise, derive
+from diff_diffusion.storage.folder import refusals
 from diff_diffusion.training.ema import Ema
 
 MAX_IMAGES = 512
@@ -46,10 +47,11 @@ def held_out_loss(model: DiffusionModel, data: ImageDataset) -> dict[str, Any]:
 
 
 def write_sheets(model: DiffusionModel, ema: Ema, folder: Path, step: int) -> None:
-    """Samples of the averaged and of the raw weights as step-N-ema.png and step-N-raw.png, the same seeds every time."""
+    """Samples of the averaged and of the raw weights, step-N-ema.png and step-N-raw.png, the same seeds every time."""
     classes = len(model.conditioner.names) if model.conditioner is not None else 0
     labels = [i % classes for i in range(2 * COLUMNS)] if classes else None
-    folder.mkdir(parents=True, exist_ok=True)
+    with refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for weights, context in (("ema", ema.swapped()), ("raw", nullcontext())):
         with context:
             samples = model.sample(2 * COLUMNS, labels=labels)

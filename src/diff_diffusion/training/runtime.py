@@ -55,6 +55,16 @@ def choose_precision(device: torch.device, step: Callable[[str], object]) -> tup
 
 
 @contextlib.contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Inside, torch's global random numbers, which dropout draws from, start at `seed`; after, they are untouched."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 20 times as long
+        if device.type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C and SIGTERM ask to stop after the step in progress; a second one interrupts at once.
 

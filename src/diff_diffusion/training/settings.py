@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diff_diffusion.errors import ConfigError
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class TrainSettings(BaseModel):
     """Settings of a run. Stored with it; resuming with others that would change its weights is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(None, ge=1, description="optimizer steps; the run ends there")
     minutes: float | None = Field(None, gt=0, description="training time instead of steps")
@@ -25,7 +27,7 @@ class TrainSettings(BaseModel):
     lr: float = Field(1e-3, gt=0, description="learning rate of AdamW after warm-up")
     lr_schedule: Literal["constant", "cosine"] = Field("constant", description="after warm-up; cosine needs steps")
     warmup_steps: int = Field(100, ge=0, description="steps over which the learning rate rises to lr")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's two decay rates")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="AdamW's two decay rates")
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
     ema_decay: float = Field(

@@ -1,0 +1,314 @@
+"""Laws of objectives: each weight is its paper's, each density what it says, the loss the ELBO's integrand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from law_examples import UNET, parts, scalings
+from scipy import stats
+from torch import Tensor
+
+from diff_diffusion.cond import Cond
+from diff_diffusion.core.analytic import GaussianMixture
+from diff_diffusion.core.denoiser import NetworkDenoiser
+from diff_diffusion.core.gaussian import SCALINGS, Gaussian
+from diff_diffusion.core.targets import LinearTarget
+from diff_diffusion.core.time_maps import Flow, LinearBeta, LinearLogSnr
+from diff_diffusion.errors import ConfigError
+from diff_diffusion.networks.unet import UNet
+from diff_diffusion.objectives import Objective
+from diff_diffusion.objectives.levels import LOG_SNR_MAX, Levels, Normal, Uniform
+from diff_diffusion.objectives.weights import Edm, MinSnr, Simple, Unit, Weight
+from diff_diffusion.rng import Noise
+
+LEVELS = torch.linspace(-20.0, 20.0, 81, dtype=torch.float64)
+
+
+# ---- weights -------------------------------------------------------------------------------------------------------
+
+# Each paper's weight on the squared error of x_0, as a function of the SNR; a new weight needs its row.
+ON_X_0: dict[str, Callable[[float], float]] = {
+    "simple": lambda snr: snr,  # ‖ε - ε̂‖² = SNR ‖x_0 - x̂_0‖²
+    "min_snr": lambda snr: min(snr, 5.0),  # arXiv 2303.09556: min(SNR, γ) for a network that predicts x_0
+    "edm": lambda snr: (1 / snr + 1.0) / (1 / snr),  # arXiv 2206.00364: (σ² + σ_d²) / (σ σ_d)², σ_d = 1, σ² = 1/SNR
+}
+
+
+@pytest.mark.parametrize("weight", parts("weight"))
+def test_every_weight_is_its_papers(weight: Weight, request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.id
+    if name == "unit":  # 1 on the target's own error, so it has no row; the next test is its law
+        with pytest.raises(ConfigError, match="no function of λ"):
+            weight.of(LEVELS)
+        return
+    found = weight.of(LEVELS)
+    expected = [ON_X_0[name](math.exp(level)) / math.exp(level) for level in LEVELS.tolist()]
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+    gain = torch.linspace(0.5, 2.0, 81, dtype=torch.float64)
+    assert torch.allclose(weight.on_error(LEVELS, gain), found * gain)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_caps_the_weight_on_x_0(gamma: float) -> None:
+    on_x_0 = MinSnr(gamma).of(LEVELS) * torch.exp(LEVELS)
+    assert torch.allclose(on_x_0, torch.exp(LEVELS).clamp(max=gamma), rtol=1e-12)
+
+
+@pytest.mark.parametrize("process", scalings(LinearLogSnr(15.0, -15.0)), ids=SCALINGS)
+@pytest.mark.parametrize("target", parts("target"))
+def test_unit_is_the_targets_own_squared_error(process: Gaussian, target: LinearTarget) -> None:
+    """A network that outputs 0 has the target's own mean square as loss."""
+    x_0, t = Noise(range(8)).normal((8, 3)).double(), torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
+    denoiser = NetworkDenoiser(Constant(0.0), process, target)
+    loss = Objective(weight=Unit()).at(denoiser, x_0, t, None, Noise(range(8), "eps"))
+    corrupted = process.marginal(x_0, t, Noise(range(8), "eps"))
+    expected = (target.encode(x_0, corrupted.noise, process, t) ** 2).mean(1)
+    assert torch.allclose(loss.per_sample, expected, rtol=1e-10)
+
+
+def test_edms_weight_is_unit_on_its_own_target() -> None:
+    """λ(σ) = 1 / c_out²: EDM trains F with weight 1, which is the same as its weight on x_0."""
+    process = Gaussian(LinearLogSnr(12.0, -8.0), "ve")
+    x_0, t = Noise(range(8)).normal((8, 3)).double(), torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
+    denoiser = NetworkDenoiser(Constant(0.7), process, LinearTarget("edm"))
+    one, other = (Objective(weight=w).at(denoiser, x_0, t, None, Noise(range(8))) for w in (Unit(), Edm()))
+    assert torch.allclose(one.per_sample, other.per_sample, rtol=1e-10)
+
+
+@pytest.mark.parametrize("weight", [Simple(), MinSnr(), Edm()])
+def test_a_weight_means_the_same_for_every_target(weight: Weight) -> None:
+    """The same x̂_0 costs the same, whatever the network calls it."""
+    process = Gaussian(LinearLogSnr(10.0, -10.0), "flow")
+    x_0, t = Noise(range(8)).normal((8, 3)).double(), torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
+    corrupted = process.marginal(x_0, t, Noise(range(8), "eps"))
+    guess = x_0 * 0.8 + 0.1
+    alpha, sigma = (scale[:, None] for scale in process.scales(t))
+    guessed_eps = (corrupted.x_t - alpha * guess) / sigma
+    costs = []
+    for row in ("x0", "eps", "v", "velocity", "score", "edm"):
+        target = LinearTarget(row)
+        denoiser = NetworkDenoiser(Constant(target.encode(guess, guessed_eps, process, t)), process, target)
+        costs.append(Objective(weight=weight).at(denoiser, x_0, t, None, Noise(range(8), "eps")).per_sample)
+    expected = weight.of(process.time_map.log_snr(t)) * ((guessed_eps - corrupted.noise) ** 2).mean(1)
+    for cost in costs:
+        assert torch.allclose(cost, expected, rtol=1e-8)
+
+
+class Constant(torch.nn.Module):
+    """A network that outputs the same whatever it sees."""
+
+    def __init__(self, output: float | Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor, log_snr: Tensor, cond: Tensor | None) -> Tensor:
+        return torch.zeros_like(x) + self.output
+
+
+# ---- levels --------------------------------------------------------------------------------------------------------
+
+every_levels = pytest.mark.parametrize("levels", parts("levels"))
+
+
+@every_levels
+@pytest.mark.parametrize("process", [Gaussian(LinearBeta()), Gaussian(Flow(), "flow")], ids=["linear_beta", "flow"])
+@given(u=st.lists(st.floats(0.0, 1.0), min_size=2, max_size=20))
+def test_quantiles_rise_and_stay_where_there_is_noise(levels: Levels, process: Gaussian, u: list[float]) -> None:
+    t = levels.draw(torch.tensor(sorted(u), dtype=torch.float64), process)
+    assert t.dtype == torch.float64
+    assert (t.diff() >= 0).all()
+    assert (t <= 1.0).all()
+    assert (process.time_map.log_snr(t) <= LOG_SNR_MAX + 1e-6).all()
+
+
+U = Noise(range(5000), "levels").uniform((5000,))  # plain draws, not stratified
+
+
+def test_uniform_levels_are_uniform_in_time() -> None:
+    t = Uniform().draw(U, Gaussian(LinearBeta()))
+    assert stats.kstest(t.numpy(), "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("levels", [Normal(), Normal(1.5, 0.7), Normal(2.4, 2.4)])
+def test_normal_levels_are_normal_in_log_snr(levels: Normal) -> None:
+    process = Gaussian(LinearLogSnr(20.0, -20.0))
+    log_snr = process.time_map.log_snr(levels.draw(U, process))
+    assert stats.kstest(log_snr.numpy(), "norm", (levels.mean, levels.std)).pvalue > 0.01
+
+
+def test_log_normal_levels_are_edms() -> None:
+    """ln σ ~ N(-1.2, 1.2²): arXiv 2206.00364."""
+    (levels,) = [p.values[0] for p in parts("levels") if p.id == "log_normal"]
+    process = Gaussian(LinearLogSnr(20.0, -20.0), "ve")
+    sigma = process.scales(levels.draw(U, process))[1]
+    assert stats.kstest(sigma.log().numpy(), "norm", (-1.2, 1.2)).pvalue > 0.01
+
+
+def test_logit_normal_levels_are_stable_diffusion_3s() -> None:
+    """logit t ~ N(0, 1) on the straight path: arXiv 2403.03206."""
+    (levels,) = [p.values[0] for p in parts("levels") if p.id == "logit_normal"]
+    t = levels.draw(U, Gaussian(Flow(), "flow"))
+    assert stats.kstest(torch.logit(t).numpy(), "norm").pvalue > 0.01
+
+
+def test_a_std_that_is_not_above_0_is_refused() -> None:
+    with pytest.raises(ConfigError, match="above 0"):
+        Normal(std=0.0)
+
+
+# ---- the loss ------------------------------------------------------------------------------------------------------
+
+PROCESS = Gaussian(LinearLogSnr(8.0, -8.0))
+MIXTURE = GaussianMixture(PROCESS, [[-0.6, 0.2], [0.9, -0.4]], [0.09, 0.25], [0.6, 0.4])
+
+
+@pytest.mark.parametrize("cuts", [[0, 12], [0, 5, 12], [0, 1, 2, 11, 12]])
+def test_a_micro_batch_is_exactly_its_part_of_the_whole(cuts: list[int]) -> None:
+    """Levels are stratified over the whole batch, so gradient accumulation changes nothing, bit by bit."""
+    noise = Noise(range(100, 112), "train")
+    x_0 = MIXTURE.draw(noise)
+    cond = Cond({"component": torch.arange(12) % 2})
+    objective = Objective(cond_drop=0.5, weight=Simple())
+    whole = objective(MIXTURE, x_0, cond, noise)
+    for first, last in pairwise(cuts):
+        part = objective(MIXTURE, x_0[first:last], cond[first:last], noise[first:last], first, 12)
+        assert torch.equal(part.log_snr, whole.log_snr[first:last])
+        assert torch.allclose(part.per_sample, whole.per_sample[first:last], rtol=1e-13)
+        assert torch.equal(part.mean, part.per_sample.mean())
+
+
+def test_levels_are_stratified_over_the_batch() -> None:
+    """Sample i of n has its level in the i-th n-th of the density."""
+    noise = Noise(range(50), "train")
+    loss = Objective(Uniform())(MIXTURE, MIXTURE.draw(noise), None, noise)
+    t = PROCESS.time_map.time(loss.log_snr)
+    assert torch.equal((t * 50).floor(), torch.arange(50, dtype=torch.float64))
+    assert (t * 50 - torch.arange(50)).std() > 0.2  # and is random within it
+
+
+class Recorder(GaussianMixture):
+    """The mixture, keeping the condition it was asked with."""
+
+    cond: Cond | None = None
+
+    def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None):  # type: ignore[no-untyped-def]
+        self.cond = cond
+        return super().__call__(x_t, t, cond)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
+def test_conditions_are_dropped_in_their_share(share: float) -> None:
+    """4,000 samples, 5 standard errors; the same samples on every call, and none at evaluation."""
+    recorder = Recorder(PROCESS, [[-0.6], [0.9]], [0.09, 0.25])
+    noise = Noise(range(4000), "train")
+    cond = Cond({"component": torch.zeros(4000, dtype=torch.int64)})
+    objective = Objective(cond_drop=share)
+    objective(recorder, recorder.draw(noise), cond, noise)
+    assert recorder.cond is not None
+    kept = recorder.cond.keep["component"]
+    assert kept.double().mean().item() == pytest.approx(1 - share, abs=5 * math.sqrt(share * (1 - share) / 4000) + 1e-9)
+    objective(recorder, recorder.draw(noise), cond, noise)
+    assert torch.equal(recorder.cond.keep["component"], kept)
+    objective.at(recorder, recorder.draw(noise), torch.full((4000,), 0.5, dtype=torch.float64), cond, noise)
+    assert recorder.cond.keep["component"].all()
+
+
+def test_a_condition_already_dropped_stays_dropped() -> None:
+    recorder = Recorder(PROCESS, [[-0.6], [0.9]], [0.09, 0.25])
+    noise = Noise(range(6), "train")
+    keep = torch.tensor([True, False, True, False, True, False])
+    cond = Cond({"component": torch.zeros(6, dtype=torch.int64)}, {"component": keep})
+    Objective(cond_drop=0.0)(recorder, recorder.draw(noise), cond, noise)
+    assert recorder.cond is not None
+    assert torch.equal(recorder.cond.keep["component"], keep)
+
+
+def test_levels_dropout_and_eps_are_independent() -> None:
+    """Three uses of one key: no correlation above 5 / √n between any two."""
+    noise = Noise(range(4000), "train")
+    draws = torch.stack(
+        [
+            noise.fork("level").uniform((4000,)),
+            noise.fork("drop").uniform((4000,)),
+            noise.fork("eps").normal((4000,)).double(),
+        ]
+    )
+    off_diagonal = draws.corrcoef() - torch.eye(3)
+    assert off_diagonal.abs().max() < 5 / 4000**0.5
+
+
+@pytest.mark.parametrize("variance", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("process", scalings(LinearLogSnr(10.0, -10.0)), ids=SCALINGS)
+def test_half_the_integral_of_the_eps_error_is_the_information(process: Gaussian, variance: float) -> None:
+    """I-MMSE, the ELBO as weight 1 in λ: ½ ∫ E‖ε - ε̂‖² dλ = ½ ln((1 + v SNR_max) / (1 + v SNR_min)) for data N(0, v).
+
+    4,000 stratified levels; 5 standard errors of an unstratified mean.
+    """
+    gaussian = GaussianMixture(process, [[0.0]], [variance])
+    noise = Noise(range(4000), "train")
+    loss = Objective(Uniform(), Simple())(gaussian, gaussian.draw(noise), None, noise)
+    expected = 0.5 * math.log((1 + variance * math.exp(10.0)) / (1 + variance * math.exp(-10.0)))
+    found = 0.5 * 20.0 * loss.per_sample
+    assert found.mean().item() == pytest.approx(expected, abs=5 * found.std().item() / 4000**0.5)
+
+
+def test_the_elbo_bounds_the_entropy_of_a_mixture() -> None:
+    """At high SNR, I(x_0; x_t) = h(x_t) - h(x_t | x_0): half the integral equals the difference of exact densities."""
+    mixture = GaussianMixture(PROCESS, [[-1.0], [1.2]], [0.05, 0.1], [0.3, 0.7])
+    noise = Noise(range(6000), "train")
+    x_0 = mixture.draw(noise)
+    loss = Objective(Uniform(), Simple())(mixture, x_0, None, noise)
+    half = 0.5 * 16.0 * loss.per_sample
+
+    def information(t: float) -> Tensor:
+        """ln q(x_t | x_0) - ln p_t(x_t), sample by sample."""
+        _, sigma = PROCESS.scales(t)
+        corrupted = PROCESS.marginal(x_0, torch.full((6000,), t, dtype=torch.float64), noise.fork("density"))
+        kernel = -0.5 * corrupted.noise[:, 0] ** 2 - 0.5 * math.log(2 * math.pi * sigma**2)
+        return kernel - mixture.log_density(corrupted.x_t, t)
+
+    gained = information(0.0) - information(1.0)
+    error = 5 * math.sqrt((half.var() + gained.var()).item() / 6000)
+    assert half.mean().item() == pytest.approx(gained.mean().item(), abs=error)
+
+
+def test_the_gradient_lowers_the_loss() -> None:
+    """Plain gradient descent on one batch; a finite difference along the gradient agrees with it."""
+    torch.manual_seed(0)
+    network = UNet(**(UNET | {"attention": ()}))
+    denoiser = NetworkDenoiser(network, Gaussian(Flow(), "flow"), LinearTarget("velocity"))
+    noise = Noise(range(16), "train")
+    x_0 = noise.fork("data").normal((16, 2, 4, 4))
+    losses = []
+    for _ in range(12):
+        loss = Objective()(denoiser, x_0, None, noise).mean
+        grads = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        losses.append(loss.item())
+        square = sum(float((grad**2).sum()) for grad in grads if grad is not None)
+        move(network, grads, 1e-2 / square)
+        with torch.no_grad():
+            after = Objective()(denoiser, x_0, None, noise).mean.item()
+        assert after - losses[-1] == pytest.approx(-1e-2, rel=0.3)
+        move(network, grads, 0.2)
+    # At the start the output is 0 and the velocity's mean square is 2 for data of variance 1.
+    assert losses[0] == pytest.approx(2.0, rel=0.1)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def move(network: UNet, grads: tuple[Tensor | None, ...], rate: float) -> None:
+    with torch.no_grad():
+        for parameter, grad in zip(network.parameters(), grads, strict=True):
+            if grad is not None:
+                parameter.sub_(rate * grad)
+
+
+def test_cond_drop_out_of_range_is_refused() -> None:
+    for share in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="below 1"):
+            Objective(cond_drop=share)
