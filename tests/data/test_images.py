@@ -273,7 +273,12 @@ def test_truncated_files_are_errors(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty file"), (b"just some text\n" * 20, "not an image"), (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image")],
+    [
+        (b"", "empty file"),
+        (b"just some text\n" * 20, "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
+        (b"P5 1 1 255\n\x80", "not an image"),  # Pillow would read it, but no decoder runs that was not asked for
+    ],
 )
 def test_reasons(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.jpg").write_bytes(content)

@@ -193,12 +193,13 @@ def test_levels_are_stratified_over_the_batch() -> None:
 
 
 class Recorder(GaussianMixture):
-    """The mixture, keeping the condition it was asked with."""
+    """The mixture, keeping what it was asked with."""
 
     cond: Cond | None = None
+    x_t: Tensor | None = None
 
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None):  # type: ignore[no-untyped-def]
-        self.cond = cond
+        self.cond, self.x_t = cond, x_t
         return super().__call__(x_t, t, cond)
 
 
@@ -230,17 +231,23 @@ def test_a_condition_already_dropped_stays_dropped() -> None:
 
 
 def test_levels_dropout_and_eps_are_independent() -> None:
-    """Three uses of one key: no correlation above 5 / √n between any two."""
-    noise = Noise(range(4000), "train")
-    draws = torch.stack(
-        [
-            noise.fork("level").uniform((4000,)),
-            noise.fork("drop").uniform((4000,)),
-            noise.fork("eps").normal((4000,)).double(),
-        ]
-    )
-    off_diagonal = draws.corrcoef() - torch.eye(3)
-    assert off_diagonal.abs().max() < 5 / 4000**0.5
+    """Three uses of one key: of 4,000 samples' level (within its stratum), mask and first number of ε, no two
+    correlate above 5 / √n, and dropped samples have the same levels as kept ones."""
+    count = 4000
+    recorder = Recorder(PROCESS, [[-0.6], [0.9]], [0.09, 0.25])
+    noise = Noise(range(count), "train")
+    cond = Cond({"component": torch.zeros(count, dtype=torch.int64)})
+    x_0 = torch.zeros(count, 1, dtype=torch.float64)
+    loss = Objective(Uniform(), cond_drop=0.5)(recorder, x_0, cond, noise)
+    assert recorder.cond is not None
+    assert recorder.x_t is not None
+    t = PROCESS.time_map.time(loss.log_snr)
+    eps = recorder.x_t[:, 0] / PROCESS.scales(t)[1]
+    kept = recorder.cond.keep["component"]
+    draws = torch.stack([t * count - torch.arange(count), eps, kept.double()])
+    assert (draws.corrcoef() - torch.eye(3)).abs().max() < 5 / count**0.5
+    assert stats.kstest(eps.numpy(), "norm").pvalue > 0.01
+    assert stats.ks_2samp(draws[0][kept].numpy(), draws[0][~kept].numpy()).pvalue > 0.01
 
 
 @pytest.mark.parametrize("variance", [0.2, 1.0, 4.0])

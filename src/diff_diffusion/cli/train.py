@@ -38,7 +38,7 @@ def run(
     asked = {**changes.get("train", {}), **{name: value for name, value in options.items() if value is not None}}
     if asked.get("steps") is None and asked.get("minutes") is None:
         asked["minutes"] = DEFAULT_MINUTES
-    settings = make_settings(asked)
+    make_settings(asked)  # a wrong one fails before the images are read
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must be a folder, new or of a run to go on with")
 
@@ -46,6 +46,7 @@ def run(
         about["path"], size=_size(about["size"]), channels=about["channels"], progress=count_progress("reading images")
     )
     train_split, held_out = images.split(about["held_out"])
+    settings = make_settings({"batch_size": batch_for(train_split.shape)} | asked)
     description = merged(describe_for_data(train_split, preset), changes.get("model", {}), "model.")
     for line in images.report.lines():
         typer.echo(line, err=dry_run)
@@ -68,6 +69,12 @@ def run(
     done = "stopped" if stopped else "done"
     typer.echo(f"{done} at step {record.step}; saved in {out}")
     typer.echo(f"now: diff-diffusion sample {out} -n 16 --out samples")
+
+
+def batch_for(shape: tuple[int, int, int]) -> int:
+    """How many images a step trains on, by default: fewer when they are larger, so that steps stay short."""
+    side = max(shape[1:])
+    return 128 if side <= 16 else 64 if side <= 32 else 32
 
 
 def _size(size: Any) -> int | tuple[int, int] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -119,7 +119,7 @@ class Batches:
         chosen = None if labels is None else torch.from_numpy(labels[indices])
         return Batch(step, indices, self.dataset.batch(indices), chosen)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         steps = itertools.count(self.start_step)
         if not self.ahead:
             yield from map(self.at, steps)

@@ -68,7 +68,7 @@ class DataReport:
         rows.extend(("note", note) for note in self.notes)
         rows.extend(("warning", warning) for warning in self.warnings)
         if self.replaced:
-            broken = [f"{name} ({reason})" for name, reason in self.replaced.items()]
+            broken = [f"{name} ({reason})" for name, reason in sorted(self.replaced.items())]
             rows.append(("replaced", f"{len(broken)} files broke during training: {listed(broken, NAMED)}"))
         # A label is shown once for the rows that share it.
         shown = [label if i == 0 or rows[i - 1][0] != label else "" for i, (label, _) in enumerate(rows)]

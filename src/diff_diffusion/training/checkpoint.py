@@ -68,8 +68,10 @@ def latest(run: Path) -> tuple[DiffusionModel, TrainState, list[str]] | None:
 
     None when the run has no checkpoint yet.
 
+    The run folder holds its files when this returns.
+
     Raises:
-        CheckpointError: there are checkpoints and none is whole.
+        CheckpointError: there are checkpoints and none is whole, or the disk refused.
     """
     for left in (run, run / "checkpoints", run / "samples"):
         storage.clear_unfinished(left)
@@ -82,9 +84,17 @@ def latest(run: Path) -> tuple[DiffusionModel, TrainState, list[str]] | None:
             model.facts = storage.read_json(home, "facts.json", manifest)
             about = storage.read_json(home, STATE_JSON, manifest)
             state = TrainState(**about, moments=storage.read_safetensors(home, STATE_TENSORS, manifest))
-            return model, state, problems
         except (CheckpointError, TypeError) as error:
             problems.append(str(error))
+            continue
+        if not _published(home, run):  # the save was cut short
+            storage.publish(home, run)
+        return model, state, problems
     if problems:
         raise CheckpointError(f"no checkpoint of {run} is whole: {'; '.join(problems)}")
     return None
+
+
+def _published(home: Path, run: Path) -> bool:
+    told, published = home / storage.MANIFEST, run / storage.MANIFEST
+    return published.exists() and told.read_bytes() == published.read_bytes()

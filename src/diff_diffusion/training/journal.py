@@ -57,8 +57,7 @@ class Journal:
         with refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        whole = text.split("\n")[:-1]  # what comes after the last line end was cut short
-        kept = "".join(line + "\n" for line in whole if _step_of(line) <= step)
+        kept = "".join(line + "\n" for line in text.split("\n") if _step_of(line) <= step)
         if kept != text:
             write_file(path, kept.encode())
 
