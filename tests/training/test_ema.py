@@ -50,7 +50,7 @@ def test_the_rate_warms_up_to_its_cap() -> None:
     assert [settings.ema_rate(step) for step in (0, 1, 8, 1000)] == [0.1, 2 / 11, 0.5, 0.9]
     rates = [settings.ema_rate(step) for step in range(200)]
     assert rates == sorted(rates)
-    assert rates[80] < 0.9 == rates[81] == rates[-1]
+    assert rates[79] < 0.9 == rates[80] == rates[-1]
 
 
 def test_a_run_averages_as_the_recursion_says(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_step_uses_the_learning_rate_it_tells() -> None:
     before = bias.detach().clone()  # type: ignore[operator]
     moved = []
     for _ in train(model, data, None, tiny.settings(lr=0.125, warmup_steps=5, ema_decay=0.0)):
-        moved.append(float((bias - before).abs()))  # type: ignore[operator]
+        moved.append(float((bias.detach() - before).abs()))  # type: ignore[operator]
         break
     assert moved == pytest.approx([0.025], rel=1e-3)
 

@@ -12,6 +12,7 @@ from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.posterior import Posterior
 from diff_diffusion.core.process import Corrupted, Process
 from diff_diffusion.core.targets import Target
+from diff_diffusion.errors import ConfigError, IncompatibleError, listed
 from diff_diffusion.tensors import expand, maths
 
 LOG_SNR_LIMIT = 20.0
@@ -37,6 +38,9 @@ class Denoiser(ABC):
 class Conditioner(nn.Module):
     """Says a condition as an embedding, at each step. What it is made of is the networks' business."""
 
+    width: int
+    """The embedding's size."""
+
     def embed(self, cond: Cond | None, count: int) -> Tensor:
         """[count, width]: the embedded condition, with the stored null where a sample keeps none."""
         raise NotImplementedError
@@ -55,7 +59,8 @@ class NetworkDenoiser(nn.Module, Denoiser):
         conditioner: embeds a `Cond`; None for an unconditional model.
 
     Raises:
-        IncompatibleError: the target cannot be decoded somewhere on the process.
+        IncompatibleError: the target cannot be decoded somewhere on the process, or the network takes no embedding of
+            the conditioner's width.
     """
 
     def __init__(
@@ -63,6 +68,13 @@ class NetworkDenoiser(nn.Module, Denoiser):
     ) -> None:
         super().__init__()
         target.check(process)
+        width = getattr(network, "cond_width", None)
+        embedded = conditioner.width if conditioner is not None else 0
+        if width is not None and width != embedded:
+            raise IncompatibleError(
+                f"the network takes an embedded condition of width {width} and the conditioner gives {embedded}: "
+                "they must be equal, and 0 without a conditioner"
+            )
         self.network = network
         self.process = process
         self.target = target
@@ -75,6 +87,8 @@ class NetworkDenoiser(nn.Module, Denoiser):
         log_snr = self.process.time_map.log_snr(t)
         level = maths(log_snr).clip(log_snr, -LOG_SNR_LIMIT, LOG_SNR_LIMIT)
         level = torch.as_tensor(level, dtype=torch.float32).expand(len(x_t), *getattr(level, "shape", ())[1:])
+        if cond and self.conditioner is None:
+            raise ConfigError(f"this model is unconditional: it knows no condition {listed(cond.values)}")
         embedded = self.conditioner.embed(cond, len(x_t)) if self.conditioner is not None else None
         scaled = expand((alpha**2 + sigma**2) ** -0.5, x_t) * x_t
         output: Tensor = self.network(scaled, level.to(x_t.device), embedded)

@@ -58,6 +58,9 @@ class ClassLabels(Conditioner):
     def embed(self, cond: Cond | None, count: int) -> Tensor:
         """[count, width]: the label's row, or the null's for samples that keep none."""
         null = len(self.names)
+        unknown = [name for name in cond.values if name != "label"] if cond is not None else []
+        if unknown:
+            raise ConfigError(f"this model knows the condition 'label', not {listed(unknown)}")
         if cond is None or "label" not in cond.values:
             return self.table.weight[null].expand(count, -1)
         rows = torch.where(cond.keep["label"], cond.values["label"], null)

@@ -64,7 +64,7 @@ class Multistep(Sampler):
         if past and process.decay(t, s) > 0.0:
             posterior = posterior.moved(self._correction(latest, now, past, process, s))
         x_s = process.reverse(x_t, posterior, t, s, eta=self.eta, noise=noise)
-        history = ((now, latest), *past)[: self.order - 1] if math.isfinite(now) else ()
+        history = ((now, latest), *past)[: self.order - 1]
         return x_s, history
 
     def _correction(self, latest: Tensor, now: float, past: History, process: Gaussian, s: float) -> Tensor:
