@@ -223,7 +223,7 @@ class DiffusionModel(nn.Module):
             raise ConfigError(
                 f"the number of samples and the batch size must be at least 1, not {num} and {batch_size}"
             )
-        every = [labels] * num if labels is None or isinstance(labels, str | int) else list(labels)
+        every = [labels] * num if np.ndim(labels) == 0 else list(labels)  # type: ignore[arg-type]
         if len(every) != num:
             raise ConfigError(f"{num} samples need one label or {num} of them, not {len(every)}")
         pieces = []

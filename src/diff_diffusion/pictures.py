@@ -67,7 +67,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         with Image.open(path) as image:
             text = image.info.get(RECIPE_KEY)
         recipe = json.loads(text) if isinstance(text, str) else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as a picture with a recipe: {error}") from error
     if not isinstance(recipe, dict):
         raise DataError(

@@ -81,10 +81,13 @@ def exact() -> tuple[GaussianMixture, Tensor, Tensor]:
 def test_the_error_falls_with_the_order_of_the_sampler(
     sampler: Sampler, exact: tuple[GaussianMixture, Tensor, Tensor]
 ) -> None:
-    """Twice the steps, 2^order times less error: each slope from 64 to 512 steps is the order within 0.3."""
+    """Twice the steps, 2^order times less error: each slope from 64 to 512 steps is the order within 0.3.
+
+    From 128 on for order 4, which is not yet in its asymptotic range before.
+    """
     mixture, x, expected = exact
     errors = []
-    for num_steps in (64, 128, 256, 512):
+    for num_steps in (64, 128, 256, 512) if sampler.order < 4 else (128, 256, 512, 1024):
         times = grids.LogSnr(num_steps + 1, 12.0, -12.0).times(WIDE)
         errors.append((walk(mixture, sampler, times, x, Noise(range(8)))[-1].x - expected).norm().item())
     slopes = [math.log2(a / b) for a, b in pairwise(errors)]
@@ -239,7 +242,7 @@ def test_a_first_step_from_no_signal_holds_x_0(sampler: Sampler, process: Gaussi
     assert all(torch.isfinite(step.x).all() for step in steps)
 
 
-NFE = {"Heun": lambda num_steps: 2 * num_steps - 1}
+NFE = {name: lambda num_steps: 2 * num_steps - 1 for name in ("Heun", "Midpoint")}
 
 
 @every_sampler

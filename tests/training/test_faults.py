@@ -58,7 +58,7 @@ def copied(prepared: Path, out: Path) -> Path:
     return out
 
 
-def one_step(out: Path, at: int, code: int | None, lasting: bool = False) -> None:
+def one_step(out: Path, at: int, code: int, lasting: bool = False) -> None:
     with Disk(at, code, lasting).failing():
         tiny.run(out, stop_at=1)
 
@@ -69,18 +69,19 @@ def test_a_crash_at_any_call_of_a_save_leaves_the_old_or_the_new_state(
 ) -> None:
     disk = calls_of_a_save(prepared, tmp_path / "count")
     assert {"open", "write", "fsync", "replace", "link", "mkdir", "unlink", "rmdir"} <= set(disk.called)
-    out, seen = tmp_path / "run", set()
-    for at in range(1, disk.count + 1):
-        copied(prepared, out)
-        # Not killed and waited for, but ended by the call itself: os._exit neither flushes nor cleans up.
-        assert tiny.finish(tiny.child(one_step, out, at, None)) == 9, f"call {at}, {disk.called[at - 1]}"
+    assert tiny.finish(tiny.child(tiny.crash_each, prepared, tmp_path, disk.count), 120) == 0
+    seen = set()
+    for at, call in enumerate(disk.called, start=1):
+        out = tmp_path / str(at)
         found = weights(out)
-        assert found in states.values(), f"call {at}, {disk.called[at - 1]}"
+        assert found in states.values(), f"call {at}, {call}"
         seen.add(found == states[AFTER])
         tiny.run(out, steps=AFTER)
-        assert tiny.ends(out) == tiny.ends(uninterrupted(steps=AFTER)), f"call {at}, {disk.called[at - 1]}"
+        assert tiny.ends(out) == tiny.ends(uninterrupted(steps=AFTER)), f"call {at}, {call}"
+        assert tiny.told(out) == list(range(1, AFTER + 1))
         assert tiny.leftovers(out) == []
         assert len(checkpoint.checkpoints(out)) in (2, 3)  # the third where the crash came before it was removed
+        shutil.rmtree(out)
     assert seen == {False, True}
     print(f"{disk.count} crashes")
 
@@ -105,6 +106,7 @@ def test_a_disk_that_refuses_is_one_line_and_loses_nothing(
         assert weights(out) in states.values(), f"call {at}, {disk.called[at - 1]}"
         tiny.run(out, steps=AFTER)
         assert tiny.ends(out) == tiny.ends(uninterrupted(steps=AFTER)), f"call {at}, {disk.called[at - 1]}"
+        assert tiny.told(out) == list(range(1, AFTER + 1))
         assert tiny.leftovers(out) == []
     assert len(told) >= 10
     for line in told:
@@ -152,10 +154,12 @@ def test_a_picture_that_cannot_be_written_does_not_end_a_run(
 # ---- a saved model ---------------------------------------------------------------------------------------------------
 
 
-def save_again(folder: Path, at: int) -> None:
-    model = tiny.fresh(tiny.images(), seed=1)
-    with Disk(at).failing():
-        model.save(folder)
+def test_everything_is_on_disk_before_it_gets_its_name(tmp_path: Path) -> None:
+    """Files, then the folder that lists them, then the rename, then the folder that the name is in."""
+    with Disk().failing() as disk:
+        tiny.fresh(tiny.images()).save(tmp_path / "model")
+    file, folder = ["open", "write", "fsync"], ["fsync"]
+    assert disk.called == ["mkdir", *4 * file, *folder, "replace", *folder]
 
 
 @pytest.mark.filterwarnings("ignore:.*was loaded instead:UserWarning")
@@ -170,7 +174,7 @@ def test_a_crash_while_a_model_is_replaced_leaves_the_old_or_the_new_one(tmp_pat
     assert weights(folder) == states[1]
     for at in range(1, disk.count + 1):
         old.save(folder)
-        assert tiny.finish(tiny.child(save_again, folder, at)) == 9
+        assert tiny.finish(tiny.child(tiny.save_and_crash, folder, at)) == tiny.CRASHED
         seen.append(states.index(weights(folder)))
     assert set(seen) == {0, 1}
     assert seen == sorted(seen)

@@ -24,10 +24,6 @@ from diff_diffusion.training import checkpoint, train
 Uninterrupted = Callable[..., Path]
 
 
-def steps_told(out: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 # ---- stopped and gone on ---------------------------------------------------------------------------------------------
 
 
@@ -53,7 +49,7 @@ def test_a_run_that_stopped_ends_like_one_that_did_not(
     assert done == list(range(1, last + 1))
     assert tiny.ends(tmp_path) == tiny.ends(expected)
     assert tiny.newest(tmp_path) == tiny.newest(expected) == f"step-{last:08d}"
-    assert steps_told(tmp_path) == done
+    assert tiny.told(tmp_path) == done
     assert tiny.leftovers(tmp_path) == []
 
 
@@ -203,7 +199,7 @@ def test_a_damaged_journal_does_not_stop_a_run(tmp_path: Path, uninterrupted: Un
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:3], b"\xff\xfe\n", b"7\n", b'{"step": "x"}\n', *lines[3:], lines[0][:9]]))
     tiny.run(tmp_path)
-    assert steps_told(tmp_path) == list(range(1, 13))
+    assert tiny.told(tmp_path) == list(range(1, 13))
     assert tiny.ends(tmp_path) == tiny.ends(uninterrupted())
 
 
@@ -212,7 +208,7 @@ def test_a_last_line_without_its_end_is_not_continued(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
     tiny.run(tmp_path)
-    assert steps_told(tmp_path) == list(range(1, 13))
+    assert tiny.told(tmp_path) == list(range(1, 13))
 
 
 def test_the_journal_says_zero_and_is_json(tmp_path: Path) -> None:
@@ -266,7 +262,7 @@ def test_a_run_that_is_killed_anywhere_ends_like_one_that_was_not(tmp_path: Path
             board.show(1, 0)
         assert code == 0
         assert tiny.ends(out) == tiny.ends(expected)
-        assert steps_told(out) == list(range(1, 13))
+        assert tiny.told(out) == list(range(1, 13))
         assert tiny.leftovers(out) == []
     assert in_saves >= 5
     print(f"{kills} kills, {in_saves} of them during a save, in {runs} runs")

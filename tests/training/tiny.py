@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 import errno
+import json
 import mmap
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +70,11 @@ def ends(out: Path) -> dict[str, bytes]:
 
 def newest(out: Path) -> str:
     return checkpoint.checkpoints(out)[0].name
+
+
+def told(out: Path) -> list[int]:
+    """The steps in a run's journal."""
+    return [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def leftovers(out: Path) -> list[str]:
@@ -156,6 +163,30 @@ def command(arguments: list[str], log: Path) -> None:
         main()
 
 
+def crash_each(prepared: Path, root: Path, count: int) -> None:
+    """A child's work: one more step of a copy of `prepared` in root/N, crashing at call N, for every N up to `count`.
+
+    Each in a fork of its own, ended by the call itself: os._exit neither flushes nor cleans up.
+    """
+    for at in range(1, count + 1):
+        shutil.copytree(prepared, root / str(at))
+        pid = os.fork()
+        if pid == 0:
+            with Disk(at).failing():
+                run(root / str(at), stop_at=1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == CRASHED, f"call {at} never came"
+
+
+def save_and_crash(folder: Path, at: int) -> None:
+    """A child's work: another model saved over the one in `folder`, crashing at call `at`."""
+    model = fresh(images(), seed=1)
+    with Disk(at).failing():
+        model.save(folder)
+
+
+CRASHED = 9
+
 # ---- a disk that fails -----------------------------------------------------------------------------------------------
 
 
@@ -206,7 +237,7 @@ class Disk:
 
     def fails(self) -> None:
         if self.code is None:
-            os._exit(9)
+            os._exit(CRASHED)
         raise OSError(self.code, os.strerror(self.code))
 
     def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:

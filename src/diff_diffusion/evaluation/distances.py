@@ -24,7 +24,11 @@ def frechet(a: Tensor, b: Tensor) -> float:
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise DataError("features hold values that are not finite")
     mean_a, mean_b = a.mean(0), b.mean(0)
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    size = a.shape[1]
+    cov_a, cov_b = (
+        torch.cov(a.T).reshape(size, size),
+        torch.cov(b.T).reshape(size, size),
+    )  # of one feature it is a scalar
     # tr (C_a C_b)^½ = tr (C_a^½ C_b C_a^½)^½, whose argument is symmetric: no matrix square root that can turn complex.
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import statistics
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def curve_figure(metrics: Path, path: Path) -> None:
         DataError: no metrics to draw.
     """
     plt = _pyplot()
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    rows = _rows(metrics)
     if not rows:
         raise DataError(f"{metrics} holds no metrics to draw")
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
@@ -153,9 +154,19 @@ def curve_figure(metrics: Path, path: Path) -> None:
     right.set(
         xlabel="noise level λ = ln(α²/σ²), noisier to the right", ylabel="held-out loss", title="Where is the error?"
     )
-    right.legend(frameon=False)
+    if measured:
+        right.legend(frameon=False)
     for axis in (left, right):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     _write(figure, path, plt)
+
+
+def _rows(metrics: Path) -> list[dict[str, Any]]:
+    """The steps that tell a loss: not those that were skipped, nor a last line that a crash cut short."""
+    rows = []
+    for line in metrics.read_text(encoding="utf-8", errors="replace").split("\n") if metrics.exists() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and "loss" in row]

@@ -15,7 +15,7 @@ from diff_diffusion.rng import Noise
 from diff_diffusion.samplers.sampler import Sampler
 
 
-@register("sampler/ancestral", ddim={"eta": 0.0}, ddpm={"eta": 1.0}, euler={"eta": 0.0})
+@register("sampler/ancestral", ddim={"eta": 0.0}, euler={"eta": 0.0}, ddpm={"eta": 1.0}, euler_ancestral={"eta": 1.0})
 @dataclass(frozen=True)
 class Ancestral(Sampler):
     """x_s ~ q(x_s | x_t, x̂_0).

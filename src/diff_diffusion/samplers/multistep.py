@@ -1,4 +1,4 @@
-"""Exponential multistep integrators: past answers of the denoiser give a better x̂_0 at no extra evaluation."""
+"""Multistep solvers: past answers of the denoiser make the next step more accurate, at no extra evaluation."""
 
 from __future__ import annotations
 
@@ -17,25 +17,36 @@ from diff_diffusion.errors import ConfigError
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise
 from diff_diffusion.samplers.ancestral import check_eta
+from diff_diffusion.samplers.quadrature import weights
 from diff_diffusion.samplers.sampler import Sampler
 
 History = tuple[tuple[float, Tensor], ...]
-"""(λ/2, x̂_0) of past steps, the latest first."""
+"""(λ/2, answer) of past steps, the latest first."""
+
+
+def mean_of(coefficients: list[float], answers: list[Tensor]) -> Tensor:
+    """Σ coefficient · answer, with as few passes over memory as answers."""
+    total = answers[0] * coefficients[0]
+    for coefficient, answer in zip(coefficients[1:], answers[1:], strict=True):
+        total.add_(answer, alpha=coefficient)
+    return total
 
 
 @register("sampler/multistep", dpmpp_2m={"order": 2}, dpmpp_3m={"order": 3}, dpmpp_2m_sde={"order": 2, "eta": 1.0})
 @dataclass(frozen=True)
 class Multistep(Sampler):
-    """x̂_0 extrapolated in ln(α/σ) from the last `order` answers, integrated against e^-h. One evaluation a step.
+    """x̂_0 interpolated in ln(α/σ) through the last `order` answers, integrated against e^-h. One evaluation a step.
 
-    Order 1 is DDIM, 2 is DPM-Solver++(2M), 3 is its third-order form. The first steps have fewer answers and use the
-    orders they can; a step to the data, or from no signal, holds x̂_0.
+    Order 1 is DDIM; 2 is DPM-Solver++(2M), whose weight 1/2 on the last difference is the exact integral's up to O(h);
+    3 integrates the parabola exactly. The first steps have fewer answers and use the orders they can; a step to the
+    data, or from no signal, holds x̂_0.
 
     Args:
         order: 1, 2 or 3.
         eta: 0 solves the ODE; 1 the reverse SDE (order 2 then is SDE-DPM-Solver++(2M)).
 
-    Source: Lu et al., "DPM-Solver++", arXiv 2211.01095.
+    Source: Lu et al., "DPM-Solver++", arXiv 2211.01095. Its third-order multistep form, as commonly copied, takes the
+    divided difference for the second derivative, half its size, and measures at order 2; this one measures at 3.
     """
 
     needs: ClassVar[type[Process]] = Gaussian
@@ -62,26 +73,65 @@ class Multistep(Sampler):
         assert isinstance(posterior, GaussianPosterior)
         now, latest = 0.5 * process.time_map.log_snr(t), posterior.mean
         if past and process.decay(t, s) > 0.0:
-            posterior = posterior.moved(self._correction(latest, now, past, process, s))
+            h = 0.5 * process.time_map.log_snr(s) - now
+            places = [0.0, *((before - now) / h for before, _ in past)]
+            rule = [1.0 - 0.5 / places[1], 0.5 / places[1]] if len(places) == 2 else data_weights(places, h)
+            posterior = GaussianPosterior(mean_of(rule, [latest, *(answer for _, answer in past)]), posterior.tweedie)
         x_s = process.reverse(x_t, posterior, t, s, eta=self.eta, noise=noise)
-        history = ((now, latest), *past)[: self.order - 1]
-        return x_s, history
+        return x_s, ((now, latest), *past)[: self.order - 1] if math.isfinite(now) else ()
 
-    def _correction(self, latest: Tensor, now: float, past: History, process: Gaussian, s: float) -> Tensor:
-        """What to add to the latest x̂_0 so that holding it equals integrating the interpolating polynomial."""
-        h = 0.5 * process.time_map.log_snr(s) - now
-        (before, older), *rest = past
-        ratio = (now - before) / h
-        slope = (latest - older) * (1.0 / ratio)
-        if not rest:
-            # DPM-Solver++'s 2M weight, 1/2; it differs from the exact integral's by O(h), which order 2 does not see.
-            return 0.5 * slope
-        earlier, oldest = rest[0]
-        ratio_2 = (before - earlier) / h
-        bend = (slope - (older - oldest) * (1.0 / ratio_2)) * (1.0 / (ratio + ratio_2))
-        mass = -math.expm1(-h)
-        phi_2 = (h - mass) / h
-        phi_3 = phi_2 / h - 0.5
-        # The second derivative is twice the divided difference `bend`. Published code (dpm-solver, k-diffusion) lacks
-        # the 2, which leaves a method of order 2.
-        return (phi_2 * (slope + ratio * bend) - 2.0 * phi_3 * bend) * (1.0 / mass)
+
+def data_weights(places: list[float], h: float) -> list[float]:
+    """The weights of answers for x̂_0 at `places` (0 is now, 1 the step's end): its density over a step is e^-(1-r)h."""
+    return weights(places, lambda r: math.exp((r - 1.0) * h))
+
+
+@register("sampler/adams", lms={"order": 4, "variable": "sigma"}, deis={"order": 3, "variable": "log_sigma"})
+@dataclass(frozen=True)
+class Adams(Sampler):
+    """Adams-Bashforth on dx/dσ = ε̂ (σ and x relative to α): ε̂ interpolated through the last `order` answers.
+
+    Args:
+        order: 1 (DDIM) to 4.
+        variable: what the polynomial is in: "sigma", the linear multistep method of k-diffusion's LMS; "log_sigma",
+            DEIS in the logarithm of σ/α.
+
+    Source: Zhang & Chen, "DEIS", arXiv 2204.13902.
+    """
+
+    needs: ClassVar[type[Process]] = Gaussian
+    order: int = 3
+    variable: str = "log_sigma"
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3, 4):
+            raise ConfigError(f"adams has orders 1 to 4, not {self.order}")
+        if self.variable not in ("sigma", "log_sigma"):
+            raise ConfigError(f"adams' variable is 'sigma' or 'log_sigma', not {self.variable!r}")
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, t: float, s: float, state: Any, cond: Cond | None, noise: Noise
+    ) -> tuple[Tensor, Any]:
+        process, past = denoiser.process, state or ()
+        assert isinstance(process, Gaussian)
+        posterior = denoiser(x_t, t, cond)
+        assert isinstance(posterior, GaussianPosterior)
+        if process.decay(t, s) == 0.0:
+            return process.reverse(x_t, posterior, t, s), ()
+        alpha, sigma = process.scales(t)
+        eps = (x_t - alpha * posterior.mean) * (1.0 / sigma)
+        now = 0.5 * process.time_map.log_snr(t)
+        history = ((now, eps), *past)[: self.order]
+        if len(history) > 1:
+            h = 0.5 * process.time_map.log_snr(s) - now
+            if self.variable == "sigma":
+                shrunk = -math.expm1(-h)
+                places = [-math.expm1(now - level) / shrunk for level, _ in history]
+                rule = weights(places, lambda r: 1.0)
+            else:
+                rule = weights([(level - now) / h for level, _ in history], lambda r: math.exp(-r * h))
+            # The same step with the x̂_0 that goes with the mean ε̂: x_t = α x̂_0 + σ ε̂ whichever ε̂ is held.
+            held = mean_of(rule, [answer for _, answer in history])
+            mean = (x_t - sigma * held) * (1.0 / alpha)
+            posterior = GaussianPosterior(mean, posterior.tweedie)
+        return process.reverse(x_t, posterior, t, s), history[: self.order - 1]

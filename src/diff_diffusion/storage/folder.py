@@ -205,8 +205,9 @@ def _not_a_folder(path: Path) -> str:
     if path.suffix in PICKLES:
         return (
             f"{path} is a pickle, which can run code when it is opened, so it is never opened here. A model is a "
-            'folder. In a process you trust, convert the weights: python -c "import torch; from safetensors.torch import '
-            f"save_file; save_file(torch.load('{path.name}', weights_only=True), 'weights.safetensors')\""
+            'folder. In a process you trust, convert the weights: python -c "import torch; '
+            "from safetensors.torch import save_file; "
+            f"save_file(torch.load('{path.name}', weights_only=True), 'weights.safetensors')\""
         )
     return f"{path} is a file; a model is a folder with a {MANIFEST} in it"
 
