@@ -248,7 +248,9 @@ def test_the_samplers_of_the_papers_are_there() -> None:
 def test_sample_i_is_the_same_in_any_batch(
     sampler: str | None, guidance: float | None, trained: DiffusionModel
 ) -> None:
-    labels, options = [0, 1, 2, 1, 0, 2, 2, 1], {"sampler": sampler, "guidance": guidance, "steps": 3}
+    # Three giant steps of the slope rule extrapolate so far that they blow float32's rounding up to grey values.
+    steps = 8 if sampler in ("dpm2", "dpm2_ancestral") else 3
+    labels, options = [0, 1, 2, 1, 0, 2, 2, 1], {"sampler": sampler, "guidance": guidance, "steps": steps}
     whole = trained.sample(8, labels=labels, seed=40, batch_size=8, **options)
     assert torch.equal(trained.sample(8, labels=labels, seed=40, batch_size=8, **options), whole)
     assert nearly_the_same(trained.sample(8, labels=labels, seed=40, batch_size=3, **options), whole)
