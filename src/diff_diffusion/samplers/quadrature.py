@@ -1,8 +1,8 @@
 """Quadrature: the one idea behind every multistep solver.
 
-A step integrates something against a known density over the step. Knowing it at a few places only (past answers, and for
-correctors the newest), take the polynomial through them and integrate that exactly: a weighted mean of the answers. The
-weights depend on the places and on the density's moments alone, and sum to 1.
+A step integrates something against a known density over the step. Knowing it at a few places only (past answers, and
+for correctors the newest), take the polynomial through them and integrate that exactly: a weighted mean of the answers.
+The weights depend on the places and on the density's moments alone, and sum to 1.
 """
 
 from __future__ import annotations
