@@ -10,7 +10,7 @@ from types import FrameType
 
 import torch
 
-WORTH_IT = 1.25
+WORTH_IT = 1.5
 """bf16 is chosen when a step is at least this much faster: below it, a measurement could fall either way next time."""
 
 
@@ -37,12 +37,14 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def choose_precision(device: torch.device, step: Callable[[str], object]) -> tuple[str, float]:
     """ "bf16" if the machine has it and `step` measures faster with it, else "fp32"; and the measured ratio.
 
-    Runs `step` a few times, the two precisions in turn, and compares the best of each.
+    Runs `step` up to ten times in each precision, in turn, within about three seconds, and compares the best of each:
+    the best is what the machine can do, whatever else it is doing.
     """
     if not has_bf16(device):
         return "fp32", 1.0
     best = {"fp32": float("inf"), "bf16": float("inf")}
-    for turn in range(4):
+    began = time.perf_counter()
+    for turn in range(11):
         for precision in best:
             start = time.perf_counter()
             step(precision)
@@ -50,6 +52,8 @@ def choose_precision(device: torch.device, step: Callable[[str], object]) -> tup
                 torch.accelerator.synchronize()
             if turn > 0:  # the first of each pays for set-up
                 best[precision] = min(best[precision], time.perf_counter() - start)
+        if turn >= 2 and time.perf_counter() - began > 3.0:
+            break
     ratio = best["fp32"] / best["bf16"]
     return ("bf16" if ratio >= WORTH_IT else "fp32"), ratio
 
