@@ -31,10 +31,6 @@ class Ancestral(Sampler):
     def __post_init__(self) -> None:
         check_eta(self.eta)
 
-    @property
-    def deterministic(self) -> bool:  # type: ignore[override]
-        return self.eta == 0.0
-
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: float, s: float, state: Any, cond: Cond | None, noise: Noise
     ) -> tuple[Tensor, Any]:

@@ -60,10 +60,6 @@ class Multistep(Sampler):
             raise ConfigError("multistep of order 3 is an ODE solver: use order 2 with eta, or eta=0")
         check_eta(self.eta)
 
-    @property
-    def deterministic(self) -> bool:  # type: ignore[override]
-        return self.eta == 0.0
-
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: float, s: float, state: Any, cond: Cond | None, noise: Noise
     ) -> tuple[Tensor, Any]:

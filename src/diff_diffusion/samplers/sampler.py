@@ -30,8 +30,10 @@ class Sampler(ABC):
     order: int = 1
     """Its convergence order on the probability-flow ODE, proven in tests/laws/test_samplers.py."""
 
-    deterministic: bool = True
-    """Whether a step draws no noise."""
+    @property
+    def deterministic(self) -> bool:
+        """Whether a step draws no noise: it has no eta, or eta is 0."""
+        return bool(getattr(self, "eta", 0.0) == 0.0)
 
     @abstractmethod
     def step(

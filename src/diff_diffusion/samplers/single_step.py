@@ -82,10 +82,6 @@ class Midpoint(Sampler):
     def order(self) -> int:  # type: ignore[override]
         return 2
 
-    @property
-    def deterministic(self) -> bool:  # type: ignore[override]
-        return self.eta == 0.0
-
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: float, s: float, state: Any, cond: Cond | None, noise: Noise
     ) -> tuple[Tensor, Any]:
