@@ -24,7 +24,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo  ## train, sample and evaluate on real handwritten digits; pictures land in demo/
-	$(BIN)/python examples/digits.py --out demo
+	GOMP_SPINCOUNT=10000 $(BIN)/python examples/digits.py --out demo
 
 test: $(VENV)/.dev  ## the whole test suite
 	$(BIN)/python -m pytest
@@ -38,6 +38,9 @@ types: $(VENV)/.dev  ## mypy, strict, on src
 
 docs: $(VENV)/.dev  ## the documentation in docs/_build, warnings as errors
 	$(SPHINX) docs docs/_build
+
+bench: $(VENV)/.dev  ## the benchmarks; tables land in benchmarks/results
+	$(BIN)/python benchmarks/presets.py
 
 wheel: $(VENV)/.dev  ## the wheel in dist/
 	$(BIN)/python -m build --wheel --outdir dist .

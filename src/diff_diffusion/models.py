@@ -278,7 +278,7 @@ class DiffusionModel(nn.Module):
         files = {
             WEIGHTS: storage.to_safetensors(tensors),
             "facts.json": storage.to_json(facts),
-            "README.md": card(str(facts.get("name", "model")), description, facts).encode(),
+            "README.md": card(str(facts.get("name", "model")), description, facts).encode(errors="replace"),
         }
         return files, {"version": __version__, "model": description}
 

@@ -101,15 +101,16 @@ def sheet(
 
     Args:
         labels: one per row, written at its left. Where the machine has no font for them, rows are numbered.
-        heads: one per column, written above it.
+        heads: one per column, written above it; numbered likewise.
     """
     factor = max(1, round(cell / max(samples.shape[-2:])))
     height, width = samples.shape[-2] * factor, samples.shape[-1] * factor
     rows = -(-len(samples) // columns)
-    size = max(11, min(18, height // 2))
-    font = _font(labels, size)
+    size = max(11, min(16, height // 4))
+    font = _font([*labels, *heads], size)
     if font is None:
-        font, labels = ImageFont.load_default(size), [f"#{row}" for row in range(rows)]
+        font = ImageFont.load_default(size)
+        labels, heads = ([f"#{i}" for i, _ in enumerate(texts)] for texts in (labels, heads))
     margin = int(max((font.getbbox(label)[2] for label in labels), default=0)) + (2 * gap if labels else 0)
     top = size + 2 * gap if heads else 0
     page = Image.new("RGB", (margin + columns * (width + gap) + gap, top + rows * (height + gap) + gap), PAPER)
@@ -120,7 +121,10 @@ def sheet(
         page.paste(tile, (margin + gap + column * (width + gap), top + gap + row * (height + gap)))
     for column, head in enumerate(heads):
         x = margin + gap + column * (width + gap) + width // 2
-        draw.text((x, gap), head, fill=INK, font=ImageFont.load_default(size - 3), anchor="ma")
+        shown = head
+        while len(shown) > 1 and font.getbbox(shown)[2] > width:  # cut to its column
+            shown = shown[:-1]
+        draw.text((x, gap), shown, fill=INK, font=font, anchor="ma")
     for row, label in enumerate(labels):
         draw.text((gap, top + gap + row * (height + gap) + height // 2), label, fill=INK, font=font, anchor="lm")
     return page

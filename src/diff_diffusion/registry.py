@@ -16,7 +16,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -79,10 +79,14 @@ def find(kind: str, name: str) -> dict[str, Any]:
     """
     known = names(kind)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = _hint(name, known)
         raise ConfigError(f"unknown {kind.replace('_', ' ')} {name!r}: {hint}available: {listed(known, 40)}")
     return {"type": f"{kind}/{name}"}
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def arguments(cls: type) -> dict[str, inspect.Parameter]:
@@ -138,14 +142,17 @@ def build(description: Any, _path: str = "", _depth: int = 0) -> Any:
     _load_builtin()
     if not isinstance(name, str) or name not in _parts:
         where = f" at {_path}" if _path else ""
-        kind = str(name).split("/")[0]
+        kind, _, short = str(name).partition("/")
         known = names(kind) or sorted({full.split("/")[0] for full in _parts})
-        raise ConfigError(f"unknown part {name!r}{where}: known here: {listed(known, 40)}")
+        raise ConfigError(f"unknown part {name!r}{where}: {_hint(short, known)}known here: {listed(known, 40)}")
     cls, fixed = _parts[name]
     allowed = arguments(cls)
     unknown = [key for key in values if key not in allowed]
     if unknown:
-        raise ConfigError(f"{name} takes no {listed(map(repr, unknown))}: it takes {listed(allowed, 40) or 'nothing'}")
+        hint = _hint(unknown[0], allowed)
+        raise ConfigError(
+            f"{name} takes no {listed(map(repr, unknown))}: {hint}it takes {listed(allowed, 40) or 'nothing'}"
+        )
     merged = fixed | values
     missing = [key for key, p in allowed.items() if p.default is inspect.Parameter.empty and key not in merged]
     if missing:

@@ -207,6 +207,14 @@ def test_names_in_any_script_come_back(tmp_path: Path) -> None:
     assert loaded.sample(1, labels="猫").shape == (1, 1, 8, 8)
 
 
+def test_a_name_that_is_no_unicode_is_refused_before_any_work(tmp_path: Path) -> None:
+    """A folder's name in another encoding, as Python reads it."""
+    shades = np.arange(2, dtype=np.uint8)[:, None, None] + np.zeros((2, 8, 8), np.uint8)
+    data = ImageDataset.from_arrays(shades, [0, 1], ("fine", "caf\udce9"))
+    with pytest.raises(ConfigError, match="cannot be stored as JSON"):
+        next(train(tiny.fresh(data), data, tmp_path, tiny.settings()))
+
+
 def test_the_fingerprint_changes_with_every_weight_and_with_the_description(data: ImageDataset) -> None:
     model = tiny.fresh(data)
     seen = {model.fingerprint()}
@@ -300,10 +308,11 @@ def test_a_grid_and_a_sampler_can_be_given_as_parts(trained: DiffusionModel) -> 
     assert not torch.equal(trained.sample(2, labels=0, sampler=heun), expected)
 
 
-def test_sampling_leaves_the_model_as_it_was(data: ImageDataset) -> None:
+def test_sampling_leaves_the_model_as_it_was(trained: DiffusionModel, data: ImageDataset) -> None:
     model = tiny.fresh(data, dropout=0.5).train()
+    model.load_state_dict(trained.state_dict())
     before = weights(model)
-    assert torch.equal(model.sample(2, labels=0), model.sample(2, labels=0))
+    assert torch.equal(model.sample(2, labels=0), trained.sample(2, labels=0))  # no dropout
     assert model.training
     assert weights(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -197,6 +197,7 @@ def test_a_disk_that_refuses_while_a_model_is_replaced_leaves_the_old_one(tmp_pa
                 new.save(folder)
         except CheckpointError as error:
             told.append(str(error))
+        assert folder.exists()
         assert weights(folder) in states
     assert len(told) > disk.count // 2
     assert all(line == f"could not write {folder}: {os.strerror(errno.EIO)}" for line in told)

@@ -20,19 +20,19 @@ from diff_diffusion.objectives.denoising import Loss, Objective
 from diff_diffusion.pictures import sheet, to_picture, write_png
 from diff_diffusion.registry import describe
 from diff_diffusion.storage import folder as storage
-from diff_diffusion.training import loop, train
+from diff_diffusion.training import checkpoint, loop, train
 from diff_diffusion.training.loop import MAX_SKIPS
 
 PLACE = "denoiser.network.middle.0.0.conv_out"
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, value: float, steps: set[int]) -> None:
-    """The loss of these steps, from 1, is `value`."""
+    """The loss of these steps, from 1, is `value`; its gradient is finite all the same."""
     call, count = Objective.__call__, iter(range(1, 1000))
 
     def broken(self: Objective, *args: Any, **options: Any) -> Loss:
         loss = call(self, *args, **options)
-        return replace(loss, mean=loss.mean * value) if next(count) in steps else loss
+        return replace(loss, mean=loss.mean + value) if next(count) in steps else loss
 
     monkeypatch.setattr(Objective, "__call__", broken)
 
@@ -163,6 +163,15 @@ def test_a_held_out_loss_that_is_not_finite_does_not_end_a_run(tmp_path: Path, m
     assert records[-1].held_out is not None
     assert "held-out loss" not in DiffusionModel.load(tmp_path).facts
     check_all_files_are_finite(tmp_path)
+
+
+def test_moments_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    model = tiny.fresh(tiny.images())
+    for value in (math.nan, math.inf):
+        moments = {"good/exp_avg": torch.ones(2), "bad/exp_avg": torch.tensor([1.0, value])}
+        with pytest.raises(CheckpointError, match="not finite: bad/exp_avg"):
+            checkpoint.save(tmp_path, model, checkpoint.TrainState(1, 0.0, {}, {}, moments), 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- models and pictures ---------------------------------------------------------------------------------------------

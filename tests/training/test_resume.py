@@ -104,6 +104,13 @@ def test_what_changes_no_step_may_change(tmp_path: Path, uninterrupted: Uninterr
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-00000012"]
 
 
+def test_every_kept_checkpoint_is_a_model_of_its_step(tmp_path: Path) -> None:
+    """Its files are linked into the run folder, where the next save must not write through the links."""
+    tiny.run(tmp_path, checkpoint_interval=2, keep_checkpoints=3)
+    steps = {home.name: DiffusionModel.load(home).facts["steps"] for home in checkpoint.checkpoints(tmp_path)}
+    assert steps == {"step-00000012": 12, "step-00000010": 10, "step-00000008": 8}
+
+
 def test_a_run_is_found_when_its_checkpoints_were_deleted(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
     """The run folder holds all that the checkpoint held; starting over would write over a trained model."""
     tiny.run(tmp_path, stop_at=7)

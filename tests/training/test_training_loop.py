@@ -98,6 +98,28 @@ def test_training_leaves_global_random_numbers_alone(tmp_path: Path) -> None:
     assert [record.loss for record in tiny.run(tmp_path / "b")][:3] == [record.loss for record in first][:3]
 
 
+def test_the_gradient_is_clipped_to_its_norm(tmp_path: Path) -> None:
+    told = tiny.run(tmp_path, steps=1, grad_clip=0.01, betas=(0.5, 0.5))[0].grad_norm
+    moments = safetensors.torch.load_file(tmp_path / "train_state.safetensors")
+    used = torch.cat([2.0 * value.flatten() for name, value in moments.items() if name.endswith("exp_avg")]).norm()
+    assert used.item() == pytest.approx(0.01, rel=1e-3)
+    assert told > 0.1  # before clipping
+
+
+def test_dropout_differs_between_steps_and_micro_batches() -> None:
+    data = tiny.images()
+    model, dropped = tiny.fresh(data, dropout=0.5), []
+
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        dropped.append((output == 0).flatten().tolist())
+
+    model.network.down[0][0][0].dropout.register_forward_hook(look)  # type: ignore[union-attr,index]
+    list(train(model, data, None, tiny.settings(steps=2, micro_batch=4)))
+    assert len(dropped) == 4
+    assert all(0.4 < sum(mask) / len(mask) < 0.6 for mask in dropped)
+    assert len({tuple(mask) for mask in dropped}) == 4
+
+
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +152,7 @@ def test_a_record_and_the_facts_say_what_was_done(tmp_path: Path) -> None:
     assert all(record.images_per_second > 0 and 0 <= record.data_wait <= 1 for record in records)
     assert records[-1].eta_seconds == 0
     facts = DiffusionModel.load(tmp_path / "name").facts
+    assert records[-1].held_out == held_out_loss(model, data)  # of the averaged weights, which it holds now
     assert records[-1].held_out is not None
     expected = {
         "name": "name",

@@ -42,8 +42,10 @@ def read_changes(config: Path | None, sets: Sequence[str]) -> dict[str, Any]:
     if config is not None:
         try:
             loaded = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{config} cannot be read as YAML: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"--config {config} cannot be read: {error.strerror}") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"--config {config} is not YAML: {error}") from error
         if not isinstance(loaded, dict):
             raise ConfigError(f"{config} must hold a mapping with {listed(SECTIONS)}, not {type(loaded).__name__}")
         changes = loaded

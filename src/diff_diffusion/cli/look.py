@@ -22,6 +22,7 @@ from diff_diffusion.cli.sample import load
 from diff_diffusion.cli.train import chosen
 from diff_diffusion.data import load_image_dataset
 from diff_diffusion.data.images import read_image
+from diff_diffusion.errors import ConfigError
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.registry import describe
 from diff_diffusion.training.runtime import choose_device, has_bf16
@@ -60,6 +61,8 @@ def rows(table: Mapping[str, Any]) -> None:
 def explain(run: Path, out: Path | None, image: Path | None, label: str | None, seed: int) -> None:
     from diff_diffusion.evaluation.figures import process_figure
 
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; it must be the file to write")
     model = load(run, "ema")
     picture = None
     if image is not None:

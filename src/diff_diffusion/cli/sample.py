@@ -15,13 +15,14 @@ from PIL import Image
 
 from diff_diffusion import __version__
 from diff_diffusion.cli.console import count_progress
-from diff_diffusion.errors import CheckpointError, ConfigError, DataError
+from diff_diffusion.errors import CheckpointError, ConfigError, DataError, listed
 from diff_diffusion.models import DiffusionModel, sampler_named
 from diff_diffusion.pictures import read_recipe, sheet, to_array, to_image, write_png
 from diff_diffusion.registry import build, describe
 from diff_diffusion.training.runtime import choose_device
 
 NONE = "none"
+MAX_COLUMNS = 16
 
 
 def load(run: Path, weights: str) -> DiffusionModel:
@@ -53,6 +54,8 @@ def run(
     batch_size: int,
     as_json: bool,
 ) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; it must be a folder, new or not")
     model = load(folder, weights)
     labels = chosen_labels(model, asked, num)
     recipe = {
@@ -87,12 +90,19 @@ def run(
         pieces.append(piece)
         show(first + count, num)
     grid = out / "grid.png"
-    columns = math.ceil(math.sqrt(num))
-    write_png(grid, sheet(torch.cat(pieces), columns), recipe | {"seed": seed, "labels": labels})
+    # Samples come in the order of their labels, so a column a label lines them up.
+    heads = [str(label) for label in dict.fromkeys(labels)] if labels is not None else []
+    if not 1 < len(heads) <= min(num, MAX_COLUMNS):
+        heads = []
+    columns = len(heads) or math.ceil(math.sqrt(num))
+    write_png(grid, sheet(torch.cat(pieces), columns, heads=heads), recipe | {"seed": seed, "labels": labels})
+    older = sorted(path.name for path in out.glob("*.png") if str(path) not in {*files, str(grid)})
     if as_json:
         typer.echo(json.dumps({"files": files, "grid": str(grid), **recipe}, ensure_ascii=False))
     else:
         typer.echo(f"{num} samples in {out}, together in {grid}")
+        if older:
+            typer.echo(f"{len(older)} other pictures were there before and were left alone: {listed(older, 3)}")
 
 
 def _slug(label: str | None) -> str:
@@ -109,6 +119,10 @@ def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
         raise DataError(f"{file} is a sheet of several samples; repro makes one of the pictures beside it again")
     try:
         home = folder or Path(recipe["run"])
+        if not home.exists():
+            raise CheckpointError(
+                f"the model that made {file.name} was {home}, which is not there: say where with --run"
+            )
         model = load(home, recipe["weights"])
         found = model.fingerprint()
         if found != recipe["model"]:
@@ -126,6 +140,8 @@ def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
         )[0]
     except (KeyError, TypeError) as error:
         raise DataError(f"the recipe in {file} is damaged: {error}") from error
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; it must be the file to write")
     target = out or file.with_name(f"{file.stem}-again.png")
     image = to_image(sample)
     write_png(target, image, recipe)

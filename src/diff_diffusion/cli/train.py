@@ -10,7 +10,7 @@ import typer
 from diff_diffusion.cli.config import merged, parse_size, read_changes, to_yaml
 from diff_diffusion.cli.console import TrainingLine, count_progress, duration
 from diff_diffusion.data import load_image_dataset
-from diff_diffusion.errors import ConfigError, DataError
+from diff_diffusion.errors import ConfigError, DataError, listed
 from diff_diffusion.models import DiffusionModel, describe_for_data
 from diff_diffusion.training import train
 from diff_diffusion.training.runtime import stop_signals
@@ -35,12 +35,21 @@ def run(
     changes = read_changes(config, sets)
     about = merged(DATA_DEFAULTS | {"path": data, "size": size}, changes.get("data", {}), "data.")
     options = {"steps": steps, "minutes": minutes, "seed": seed or None}
-    asked = {**changes.get("train", {}), **{name: value for name, value in options.items() if value is not None}}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if len(given.keys() & {"steps", "minutes"}) == 1:  # one of them on the command line replaces either in the file
+        given = {"steps": None, "minutes": None} | given
+    asked = {**changes.get("train", {}), **given}
     if asked.get("steps") is None and asked.get("minutes") is None:
         asked["minutes"] = DEFAULT_MINUTES
     make_settings(asked)  # a wrong one fails before the images are read
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must be a folder, new or of a run to go on with")
+    if out.is_dir() and not any((out / name).exists() for name in ("checkpoints", "metrics.jsonl", "config.json")):
+        others = sorted(item.name for item in out.iterdir() if not item.name.startswith("."))
+        if others:
+            raise ConfigError(
+                f"--out {out} holds other things ({listed(others, 4)}) and no run: give a folder of its own"
+            )
 
     images = load_image_dataset(
         about["path"], size=_size(about["size"]), channels=about["channels"], progress=count_progress("reading images")
@@ -58,16 +67,19 @@ def run(
     typer.echo(f"training on {len(train_split):,} images, {len(held_out):,} held out")
     for line in chosen(model):
         typer.echo(line)
-    with stop_signals() as stop, TrainingLine(settings.steps, settings.minutes) as line_:
+    line_ = TrainingLine(settings.steps, settings.minutes)
+    with stop_signals(lambda: line_.say("stopping after this step, and saving")) as stop, line_:
         record = None
         for record in train(model, train_split, out, settings, held_out=held_out, stop=stop):
             line_.show(record)
-        stopped = stop()
+        stopped = stop() and record is not None and record.step != settings.steps
     if record is None:
         typer.echo(f"{out} is finished: nothing left to do. More --steps or --minutes would go on")
         return
-    done = "stopped" if stopped else "done"
-    typer.echo(f"{done} at step {record.step}; saved in {out}")
+    if stopped:
+        typer.echo(f"stopped at step {record.step}; saved in {out}. The same command goes on from there")
+        return
+    typer.echo(f"done at step {record.step}; saved in {out}")
     typer.echo(f"now: diff-diffusion sample {out} -n 16 --out samples")
 
 

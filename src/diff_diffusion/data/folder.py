@@ -192,7 +192,7 @@ def existing(path: Path, builtin: Sequence[str]) -> Path:
     near |= {name.lower(): name for name in builtin}
     close = difflib.get_close_matches(path.name.lower(), near, n=3)
     meant = f"did you mean {' or '.join(repr(near[name]) for name in close)}? " if close else ""
-    raise DataError(f"there is no {path.name!r} in {parent}: {meant}{instead}")
+    raise DataError(f"there is no {path.name!r} in {parent}; {meant}{instead[0].lower()}{instead[1:]}")
 
 
 def _nothing(root: Path, others: Counter[str]) -> DataError:

@@ -57,7 +57,8 @@ class DataReport:
         """The account as text, one row a line."""
         channels, height, width = self.shape
         rows = [("data", self.name), ("found", f"{self.found} images{_others(self.others)}")]
-        rows.append(("used", f"{self.used} to train on, {self.held_out or 'none'} held out by the source"))
+        held_out = f"{self.held_out} held out by the source" if self.held_out else "a share of them to be held out"
+        rows.append(("used", f"{self.used} to train on, {held_out}"))
         rows.extend(("skipped", text) for text in skipped_lines(self.skipped, NAMED))
         rows.append(("sizes", f"height {_range(self.heights)}, width {_range(self.widths)}"))
         rows.append(("formats", _counts(self.modes)))

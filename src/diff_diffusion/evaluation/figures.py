@@ -88,7 +88,9 @@ def process_figure(
             axis.set_yticks([])
             axis.set_title(caption, fontsize=8)
         axes_row[0].set_ylabel(title, fontsize=11)
-    what = f" of {label!r}" if label is not None and label.isascii() else ""
+    what = ""
+    if label is not None and model.conditioner is not None:  # matplotlib's own font has no Chinese
+        what = f" of {label!r}" if label.isascii() else f" of class {model.conditioner.names.index(label)}"
     of_image = "an image" if image is not None else "a sample"
     figure.suptitle(f"The process: {of_image} is noised, and a sample{what} is denoised (seed {seed})", fontsize=12)
     figure.tight_layout()
@@ -138,6 +140,8 @@ def curve_figure(metrics: Path, path: Path) -> None:
     )
     left.set(xlabel="optimizer step", ylabel="loss", title="Is it learning?")
     left.set_yscale("log")
+    for axis in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis(lambda value, _: f"{value:g}")
     left.legend(frameon=False)
     for index, row in enumerate(measured):
         age = (index + 1) / len(measured)
@@ -151,6 +155,7 @@ def curve_figure(metrics: Path, path: Path) -> None:
             label=f"step {row['step']}" if last or index == 0 else None,
         )
     right.invert_xaxis()
+    right.set_ylim(bottom=0)
     right.set(
         xlabel="noise level λ = ln(α²/σ²), noisier to the right", ylabel="held-out loss", title="Where is the error?"
     )

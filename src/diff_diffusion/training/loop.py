@@ -109,7 +109,7 @@ class _Run:
             self._load_moments(moments)
         if settings.precision == "auto":
             self.settings = settings.model_copy(update={"precision": self._measured_precision()})
-        model.facts |= {"name": out.name if out else data.name, "data": data.name, "train images": len(data)}
+        model.facts |= {"name": out.name if out else data.name, "data": Path(data.name).name, "train images": len(data)}
         model.facts |= {"precision": self.settings.precision, "seed": self.settings.seed}
 
     def _check_fits(self) -> None:

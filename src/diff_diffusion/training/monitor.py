@@ -48,11 +48,13 @@ def held_out_loss(model: DiffusionModel, data: ImageDataset) -> dict[str, Any]:
 
 def write_sheets(model: DiffusionModel, ema: Ema, folder: Path, step: int) -> None:
     """Samples of the averaged and of the raw weights, step-N-ema.png and step-N-raw.png, the same seeds every time."""
-    classes = len(model.conditioner.names) if model.conditioner is not None else 0
-    labels = [i % classes for i in range(2 * COLUMNS)] if classes else None
+    names = model.conditioner.names[:COLUMNS] if model.conditioner is not None else ()
+    columns = len(names) or COLUMNS
+    count = columns * max(2, COLUMNS // columns)
+    labels = [names[i % columns] for i in range(count)] if names else None
     with refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for weights, context in (("ema", ema.swapped()), ("raw", nullcontext())):
         with context:
-            samples = model.sample(2 * COLUMNS, labels=labels)
-        write_png(folder / f"step-{step:08d}-{weights}.png", sheet(samples, COLUMNS))
+            samples = model.sample(count, labels=labels)
+        write_png(folder / f"step-{step:08d}-{weights}.png", sheet(samples, columns, heads=names))

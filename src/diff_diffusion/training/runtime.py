@@ -69,10 +69,10 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals(heard: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C and SIGTERM ask to stop after the step in progress; a second one interrupts at once.
 
-    Yields whether a stop was asked for.
+    Yields whether a stop was asked for; `heard` is called when it is.
     """
     asked = False
 
@@ -81,6 +81,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
+        heard()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

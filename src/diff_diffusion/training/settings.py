@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from diff_diffusion.errors import ConfigError
+from diff_diffusion.errors import ConfigError, listed
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -88,7 +89,16 @@ def make_settings(values: Mapping[str, Any]) -> TrainSettings:
     try:
         return TrainSettings(**values)
     except ValidationError as error:
-        rows = [
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-        ]
-        raise ConfigError("training settings: " + "; ".join(rows)) from error
+        raise ConfigError("; ".join(_said(problem) for problem in error.errors())) from error
+
+
+def _said(problem: Mapping[str, Any]) -> str:
+    """One of pydantic's complaints in our words."""
+    name = ".".join(map(str, problem["loc"]))
+    if not name:  # about several settings together
+        return str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = list(TrainSettings.model_fields)
+        close = difflib.get_close_matches(name, known, n=1)
+        return f"unknown setting train.{name}: " + (f"did you mean train.{close[0]}?" if close else listed(known, 40))
+    return f"train.{name}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
