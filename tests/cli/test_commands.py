@@ -168,7 +168,7 @@ def test_labels_samplers_guidance_and_weights(cli, run, tmp_path):
     for index, words in enumerate(choices):
         code, _, err = cli("sample", run, "-n", 2, "--steps", 3, "--out", tmp_path / str(index), *words)
         assert code == 0, err
-    pictures = [Image.open(tmp_path / str(i) / "grid.png").tobytes() for i in range(6)]
+    pictures = [Image.open(next((tmp_path / str(i)).glob("00001*.png"))).tobytes() for i in range(6)]
     assert pictures[4] == pictures[5]  # scale 0 is truly unconditional
     assert len(set(pictures)) == 5
 

@@ -24,7 +24,10 @@ from diff_diffusion.registry import build, describe, find, names, register
         ({"type": None}, "unknown part None"),
         ({"type": ["time_map/flow"]}, "unknown part"),
         ({"type": "process/gaussian", "time_map": {"type": "time_map/x"}}, "'time_map/x' at time_map"),
-        ({"type": "time_map/cosine", "offest": 0.1}, r"time_map/cosine takes no 'offest': it takes offset"),
+        (
+            {"type": "time_map/cosine", "offest": 0.1},
+            "takes no 'offest': did you mean 'offset'. it takes offset",
+        ),
         ({"type": "time_map/flow", "scale": 1}, "it takes nothing"),
         ({"type": "process/gaussian"}, "process/gaussian needs time_map"),
         ({"type": "time_map/linear_beta", "beta_end": "big"}, "cannot be built"),

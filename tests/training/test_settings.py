@@ -62,7 +62,7 @@ def test_a_step_uses_the_learning_rate_it_tells() -> None:
     [
         ({"steps": 5, "minutes": 1.0}, "give steps or minutes, not both"),
         ({"minutes": 1.0, "lr_schedule": "cosine"}, "'cosine' needs steps"),
-        ({"steps": 0}, "steps: .*greater than or equal to 1.* (got 0)"),
+        ({"steps": 0}, "train.steps: .*greater than or equal to 1, not 0"),
         ({"minutes": 0}, "minutes: .*greater than 0"),
         ({"minutes": math.inf}, "minutes: .*finite"),
         ({"steps": 5, "batch_size": 0}, "batch_size"),
@@ -70,7 +70,7 @@ def test_a_step_uses_the_learning_rate_it_tells() -> None:
         ({"steps": 5, "lr": 0}, "lr"),
         ({"steps": 5, "lr": math.inf}, "lr: .*finite"),
         ({"steps": 5, "lr": math.nan}, "lr"),
-        ({"steps": 5, "lr": "fast"}, "lr: .*number.*got 'fast'"),
+        ({"steps": 5, "lr": "fast"}, "lr: .*number.*not 'fast'"),
         ({"steps": 5, "betas": (1.5, 0.9)}, "betas.0"),
         ({"steps": 5, "betas": (0.9, 1.0)}, "betas.1"),
         ({"steps": 5, "betas": (0.9,)}, "betas.1"),
@@ -78,19 +78,17 @@ def test_a_step_uses_the_learning_rate_it_tells() -> None:
         ({"steps": 5, "grad_clip": 0}, "grad_clip"),
         ({"steps": 5, "weight_decay": -0.1}, "weight_decay"),
         ({"steps": 5, "weight_decay": math.inf}, "weight_decay"),
-        ({"steps": 5, "precision": "fp16"}, "precision: .*'auto', 'fp32' or 'bf16'.*got 'fp16'"),
+        ({"steps": 5, "precision": "fp16"}, "precision: .*'auto', 'fp32' or 'bf16', not 'fp16'"),
         ({"steps": 5, "lr_schedule": "linear"}, "lr_schedule"),
         ({"steps": 5, "seed": -1}, "seed"),
         ({"steps": 5, "seed": 1 << 63}, "seed"),
         ({"steps": 5, "keep_checkpoints": 0}, "keep_checkpoints"),
-        ({"steps": 5, "learning_rate": 0.1}, "learning_rate: .*not permitted"),
+        ({"steps": 5, "learning_rate": 0.1}, "unknown setting train.learning_rate: "),
     ],
     ids=lambda value: repr(value) if isinstance(value, dict) else "",
 )
 def test_a_setting_that_cannot_be_is_one_line(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(
-        ConfigError, match=f"(?s)^training settings: .*{said.replace('(', '[(]').replace(')', '[)]')}"
-    ) as e:
+    with pytest.raises(ConfigError, match=said) as e:
         make_settings(values)
     assert "\n" not in str(e.value)
 
