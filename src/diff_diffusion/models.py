@@ -18,6 +18,7 @@ from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.cond import Cond
 from diff_diffusion.core.denoiser import Denoiser, NetworkDenoiser
 from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, listed
+from diff_diffusion.guidance.bounds import Clipped
 from diff_diffusion.guidance.scale import ClassifierFree
 from diff_diffusion.networks.conditioning import ClassLabels
 from diff_diffusion.objectives.denoising import Loss
@@ -180,6 +181,8 @@ class DiffusionModel(nn.Module):
                     "one was trained with cond_drop = 0: use guidance 1, or train with objective.cond_drop = 0.1"
                 )
             denoiser = ClassifierFree(self.denoiser, scale)
+        if self.recipe.clip:
+            denoiser = Clipped(denoiser, *self.codec.bounds)
         return denoiser, chosen, times_grid.times(self.recipe.process)
 
     def walk(

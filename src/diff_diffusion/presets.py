@@ -34,6 +34,7 @@ class Recipe:
         process, target, objective: what training needs.
         sampler, grid: the defaults of sampling.
         guidance: the default guidance scale; 1 is none.
+        clip: whether sampling clips x̂_0 to the data's range, which eps needs where little signal is left.
     """
 
     process: Process
@@ -42,13 +43,16 @@ class Recipe:
     sampler: Sampler
     grid: grid.Grid
     guidance: float = 1.0
+    clip: bool = False
 
 
 def ddpm(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Recipe:
     """DDPM: the discrete linear chain, eps, L_simple, all steps. Source: Ho et al., arXiv 2006.11239."""
     betas = TabulatedBetas(np.linspace(beta_start, beta_end, timesteps).tolist())
     objective = Objective(Uniform(), Simple())
-    return Recipe(Gaussian(betas), LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(timesteps))
+    return Recipe(
+        Gaussian(betas), LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(timesteps), clip=True
+    )
 
 
 def ddim(
@@ -80,7 +84,7 @@ def ddim(
     else:
         raise ConfigError(f"unknown beta_schedule {beta_schedule!r}: it is 'linear' or 'cosine'")
     objective, steps = Objective(Uniform(), Simple()), grid.Uniform(num_inference_steps)
-    return Recipe(Gaussian(time_map), LinearTarget("eps"), objective, Ancestral(eta=0.0), steps)
+    return Recipe(Gaussian(time_map), LinearTarget("eps"), objective, Ancestral(eta=0.0), steps, clip=True)
 
 
 def iddpm(timesteps: int = 1000) -> Recipe:
@@ -90,7 +94,7 @@ def iddpm(timesteps: int = 1000) -> Recipe:
     """
     process = Gaussian(Truncated(Cosine(), -20.0))
     objective = Objective(Uniform(), Simple())
-    return Recipe(process, LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(timesteps))
+    return Recipe(process, LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(timesteps), clip=True)
 
 
 def edm() -> Recipe:

@@ -75,6 +75,12 @@ class Affine:
     def latent(self) -> TensorSpec:
         return TensorSpec(tuple(self.shape))
 
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The data's range per channel in latent units: two float32 tensors that broadcast with a latent."""
+        mean, std = self._columns(torch.empty(0))
+        return (self.low - mean) / std, (self.high - mean) / std
+
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
         view = (-1, *[1] * (len(self.shape) - 1))
         return tuple(torch.tensor(v, dtype=torch.float32, device=like.device).view(view) for v in (self.mean, self.std))  # type: ignore[return-value]
