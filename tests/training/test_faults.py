@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -14,18 +15,23 @@ from tiny import Disk
 
 from diff_diffusion.errors import CheckpointError
 from diff_diffusion.models import DiffusionModel
-from diff_diffusion.training import checkpoint
+from diff_diffusion.training import Record, checkpoint
 
 Uninterrupted = Callable[..., Path]
 BEFORE, AFTER = 9, 10  # the save under attack writes step 10, publishes it and removes step 8
+
+
+def run(out: Path, **changes: Any) -> list[Record]:
+    """The tiny run with the least network: these tests do it hundreds of times, and ask the disk, not the network."""
+    return tiny.run(out, multipliers=[1], **changes)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that stopped at steps 8 and 9; its next step ends with a save."""
     out = tmp_path_factory.mktemp("prepared")
-    tiny.run(out, stop_at=8)
-    tiny.run(out, stop_at=1)
+    run(out, stop_at=8)
+    run(out, stop_at=1)
     return out
 
 
@@ -34,7 +40,7 @@ def states(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int
     """The weights before and after the step under attack, as a model loads them."""
     after = tmp_path_factory.mktemp("after")
     shutil.copytree(prepared, after, dirs_exist_ok=True)
-    tiny.run(after, stop_at=1)
+    run(after, stop_at=1)
     found = {BEFORE: weights(prepared), AFTER: weights(after)}
     assert found[BEFORE] != found[AFTER]
     return found
@@ -48,7 +54,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 def calls_of_a_save(prepared: Path, scratch: Path) -> Disk:
     shutil.copytree(prepared, scratch)
     with Disk().failing() as disk:
-        tiny.run(scratch, stop_at=1)
+        run(scratch, stop_at=1)
     return disk
 
 
@@ -60,7 +66,7 @@ def copied(prepared: Path, out: Path) -> Path:
 
 def one_step(out: Path, at: int, code: int, lasting: bool = False) -> None:
     with Disk(at, code, lasting).failing():
-        tiny.run(out, stop_at=1)
+        run(out, stop_at=1)
 
 
 @pytest.mark.filterwarnings("ignore:.*was loaded instead:UserWarning")
@@ -76,8 +82,8 @@ def test_a_crash_at_any_call_of_a_save_leaves_the_old_or_the_new_state(
         found = weights(out)
         assert found in states.values(), f"call {at}, {call}"
         seen.add(found == states[AFTER])
-        tiny.run(out, steps=AFTER)
-        assert tiny.ends(out) == tiny.ends(uninterrupted(steps=AFTER)), f"call {at}, {call}"
+        run(out, steps=AFTER)
+        assert tiny.ends(out) == tiny.ends(uninterrupted(steps=AFTER, multipliers=[1])), f"call {at}, {call}"
         assert tiny.told(out) == list(range(1, AFTER + 1))
         assert tiny.leftovers(out) == []
         assert len(checkpoint.checkpoints(out)) in (2, 3)  # the third where the crash came before it was removed
@@ -104,8 +110,10 @@ def test_a_disk_that_refuses_is_one_line_and_loses_nothing(
         except CheckpointError as error:
             told.append(str(error))
         assert weights(out) in states.values(), f"call {at}, {disk.called[at - 1]}"
-        tiny.run(out, steps=AFTER)
-        assert tiny.ends(out) == tiny.ends(uninterrupted(steps=AFTER)), f"call {at}, {disk.called[at - 1]}"
+        run(out, steps=AFTER)
+        assert tiny.ends(out) == tiny.ends(uninterrupted(steps=AFTER, multipliers=[1])), (
+            f"call {at}, {disk.called[at - 1]}"
+        )
         assert tiny.told(out) == list(range(1, AFTER + 1))
         assert tiny.leftovers(out) == []
     assert len(told) >= 10
@@ -130,25 +138,25 @@ def test_a_run_on_a_disk_that_takes_nothing_is_refused(code: int, prepared: Path
 
 
 def test_a_finished_run_on_a_read_only_disk_is_still_finished(tmp_path: Path) -> None:
-    tiny.run(tmp_path, steps=2)
+    run(tmp_path, steps=2)
     with Disk(1, errno.EROFS, lasting=True).failing():
-        assert tiny.run(tmp_path, steps=2) == []
+        assert run(tmp_path, steps=2) == []
 
 
 def test_a_file_where_the_run_should_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"^could not write .*file"):
-        tiny.run(tmp_path / "file")
+        run(tmp_path / "file")
 
 
 def test_a_picture_that_cannot_be_written_does_not_end_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Uninterrupted
 ) -> None:
     (tmp_path / "samples").write_text("a file where the folder should be")
-    records = tiny.run(tmp_path, sample_interval=5)
+    records = run(tmp_path, sample_interval=5)
     told = [record.step for record in records if any("no sample sheets" in note for note in record.notes)]
     assert told == [5, 10, 12]
-    assert tiny.ends(tmp_path) == tiny.ends(uninterrupted())
+    assert tiny.ends(tmp_path) == tiny.ends(uninterrupted(multipliers=[1]))
 
 
 # ---- a saved model ---------------------------------------------------------------------------------------------------
@@ -207,7 +215,7 @@ def test_a_disk_that_refuses_while_a_model_is_replaced_leaves_the_old_one(tmp_pa
 
 def test_saving_never_deletes_what_is_not_a_model(tmp_path: Path) -> None:
     """A run's checkpoints, somebody's pictures: they stay, and the error names them."""
-    tiny.run(tmp_path / "run", steps=2)
+    run(tmp_path / "run", steps=2)
     before = tiny.ends(tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"run holds checkpoints, metrics.jsonl, samples, .*would be lost"):
         DiffusionModel.load(tmp_path / "run").save(tmp_path / "run")

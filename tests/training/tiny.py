@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import hashlib
 import json
 import mmap
 import multiprocessing
@@ -11,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,13 @@ def settings(**changes: Any) -> TrainSettings:
     return TrainSettings(**{"steps": 12, "batch_size": 8, "precision": "fp32", "warmup_steps": 3, **few, **changes})
 
 
-def run(out: Path | None, *, stop_at: int | None = None, **changes: Any) -> list[Record]:
-    """The tiny run in `out`, to its end or until it has done `stop_at` steps."""
+def run(
+    out: Path | None, *, stop_at: int | None = None, multipliers: Sequence[int] = (1, 2), **changes: Any
+) -> list[Record]:
+    """The tiny run in `out`, to its end or until `stop_at` steps are done; `multipliers` of the network."""
     data, records = images(), list[Record]()
     stop = lambda: stop_at is not None and len(records) + 1 >= stop_at  # noqa: E731
-    records.extend(train(fresh(data), data, out, settings(**changes), stop=stop))
+    records.extend(train(fresh(data, multipliers=multipliers), data, out, settings(**changes), stop=stop))
     return records
 
 
@@ -155,6 +158,15 @@ def train_and_show(out: Path, board: Path, changes: dict[str, Any]) -> None:
             seen.show(0, record.step)
 
 
+def sample_hashes(folder: Path, report: Path, samplers: Sequence[str]) -> dict[str, str]:
+    """A hash of what each sampler draws from the model in a folder; in a file, for another process."""
+    model = DiffusionModel.load(folder)
+    drawn = {name: model.sample(4, labels=[0, 1, 2, 0], seed=9, steps=4, sampler=name) for name in samplers}
+    hashes = {name: hashlib.sha256(samples.numpy().tobytes()).hexdigest() for name, samples in drawn.items()}
+    report.write_text(json.dumps(hashes))
+    return hashes
+
+
 def command(arguments: list[str], log: Path) -> None:
     """A child's work: the command line, what it says in `log`."""
     with open(log, "w") as file:
@@ -168,12 +180,13 @@ def crash_each(prepared: Path, root: Path, count: int) -> None:
 
     Each in a fork of its own, ended by the call itself: os._exit neither flushes nor cleans up.
     """
+    run(None, stop_at=1, multipliers=[1])  # what is set up when first used is set up once, before the forks
     for at in range(1, count + 1):
         shutil.copytree(prepared, root / str(at))
         pid = os.fork()
         if pid == 0:
             with Disk(at).failing():
-                run(root / str(at), stop_at=1)
+                run(root / str(at), stop_at=1, multipliers=[1])
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == CRASHED, f"call {at} never came"
 
