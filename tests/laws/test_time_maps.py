@@ -140,3 +140,13 @@ def test_a_truncated_map_cannot_reach_beyond_its_map(time_map: Any) -> None:
     cut = Truncated(time_map, -1e3)
     lowest = time_map.log_snr(1.0)
     assert cut.log_snr(1.0) == pytest.approx(lowest) if math.isfinite(lowest) else cut.log_snr(1.0) < -60.0
+
+
+@every_map
+@pytest.mark.parametrize("t", [1.03e-3, 0.0314, 0.5001, 0.77003, 0.99993])
+def test_the_slope_is_the_difference_quotient(time_map: TimeMap, t: float) -> None:
+    step = 1e-7
+    quotient = (time_map.log_snr(t + step) - time_map.log_snr(t - step)) / (2.0 * step)
+    found = time_map.slope(torch.tensor([t, 0.5001], dtype=torch.float64))
+    assert found[0].item() == pytest.approx(quotient, rel=1e-4)
+    assert (found < 0).all()

@@ -37,6 +37,13 @@ class TimeMap(ABC):
     def time(self, log_snr: Real) -> Real:
         """The t at which λ(t) = log_snr; a λ outside the map's range gives the nearer end."""
 
+    def slope(self, t: Tensor) -> Tensor:
+        """dλ/dt < 0 at times in (0, 1): float64 tensor to float64 tensor. By differentiating `log_snr`."""
+        with torch.enable_grad():
+            t = t.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.log_snr(t).sum(), t)
+        return slope
+
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
@@ -223,9 +230,15 @@ class TabulatedBetas(TimeMap):
         return table
 
     def log_snr(self, t: Real) -> Real:
-        if isinstance(t, Tensor):
-            return torch.tensor([self.log_snr(v) for v in t.flatten().tolist()], dtype=torch.float64).reshape(t.shape)
-        table, place = self._table, t * len(self.betas)
+        place = t * len(self.betas)
+        if isinstance(place, Tensor):
+            knots = torch.tensor(self._table, dtype=torch.float64)
+            below = place.detach().long().clamp(1, max(len(knots) - 1, 1))
+            above = below.clamp(max=len(knots) - 1)
+            inner = knots[below - 1] + (place - below) * (knots[above] - knots[below - 1])
+            # The branch not taken must be finite too: its gradient would be nan.
+            return torch.where(place <= 1.0, knots[0] - torch.log(place.clamp(max=1.0)), inner)
+        table = self._table
         if place <= 1.0:
             return table[0] - maths(t).log(place)
         low = min(int(place), len(table) - 1)
