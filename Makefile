@@ -21,6 +21,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
+# Only its samplers are an oracle (tests/oracles); what the rest of it depends on does not install beside CPU-only torch.
+	$(INSTALL) --no-deps k-diffusion
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo  ## train, sample and evaluate on real handwritten digits; pictures land in demo/
