@@ -50,7 +50,8 @@ EXAMPLES: dict[str, list[Description]] = {
         UNET | {"multipliers": [1, 1, 2], "attention": [], "channels": 3, "depth": 2},
     ],
     "process/gaussian": [
-        {"time_map": {"type": "time_map/linear_log_snr"}, "scaling": scaling} for scaling in ("vp", "ve", "flow")
+        {"time_map": {"type": "time_map/linear_log_snr"}, "scaling": scaling}
+        for scaling in ("vp", "ve", "flow", "sub_vp")
     ],
     "recipe/recipe": [RECIPE],
     "target/linear": [{"row": "v"}],
@@ -59,10 +60,13 @@ EXAMPLES: dict[str, list[Description]] = {
     "time_map/linear_log_snr": [{"log_snr_max": 12.429216, "log_snr_min": -8.764053}],
     "time_map/shifted": [{"time_map": FLOW, "scale": 3.0}, {"time_map": COSINE, "scale": 0.25}],
     "time_map/sigmoid": [{"start": 0.0, "end": 3.0, "tau": 0.3}, {"tau": 0.1}],
+    "time_map/sub_vp": [{"time_map": {"type": "time_map/linear_beta"}}, {"time_map": COSINE}],
+    "time_map/tabulated": [{"log_snrs": [9.0, 4.0, 1.0, -2.0, -10.0], "times": [0.0, 0.1, 0.3, 0.9, 1.0]}],
     "time_map/tabulated_betas": [
         {"betas": [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]},
         {"betas": [0.5]},
         {"betas": [0.001, 0.9, 0.01, 0.3]},
+        {"betas": [0.02, 0.1, 0.4, 1.0]},
     ],
     "time_map/truncated": [TRUNCATED, {"time_map": {"type": "time_map/linear_beta"}, "log_snr_min": -4.0}],
 }
@@ -133,5 +137,5 @@ def gaussians(finite: bool = False) -> list[Any]:
 
 
 def scalings(time_map: TimeMap | None = None) -> list[Gaussian]:
-    """One process in its three scalings."""
+    """One process in each of its scalings."""
     return [Gaussian(time_map or LinearLogSnr(12.0, -12.0), scaling) for scaling in SCALINGS]

@@ -56,7 +56,8 @@ def reverse_coefficients(process: Gaussian, t: float, s: float, eta: float) -> t
 @example(t=1.0)
 def test_scales_satisfy_the_scaling_and_the_log_snr(process: Gaussian, t: float) -> None:
     alpha, sigma = process.scales(t)
-    identity = {"vp": alpha**2 + sigma**2, "ve": alpha, "flow": alpha + sigma}[process.scaling]
+    identity = {"vp": alpha**2 + sigma**2, "ve": alpha, "flow": alpha + sigma, "sub_vp": alpha**2 + sigma}
+    identity = identity[process.scaling]
     assert identity == pytest.approx(1.0, rel=1e-14)
     log_snr = process.time_map.log_snr(t)
     if abs(log_snr) < 600.0:
@@ -202,7 +203,7 @@ def test_a_step_to_the_data_is_the_posterior_mean_without_noise(process: Gaussia
 
 
 @pytest.mark.parametrize("time_map", [m for m in parts("time_map") if math.isinf(m.values[0].log_snr(1.0))])
-@pytest.mark.parametrize("scaling", ["vp", "flow"])
+@pytest.mark.parametrize("scaling", ["vp", "flow", "sub_vp"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_a_step_from_no_signal_is_the_marginal_of_the_held_x_0(time_map: TimeMap, scaling: str, eta: float) -> None:
     """At α = 0 the whole of x_t is noise: x_s = α_s x̂_0 + σ_s (√(1 - η²) x_t + η n)."""
@@ -234,7 +235,7 @@ def test_ve_with_an_infinite_end_is_refused_with_the_fix(time_map: TimeMap) -> N
 
 
 def test_an_unknown_scaling_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'vp', 've', 'flow'"):
+    with pytest.raises(ConfigError, match="'vp', 've', 'flow', 'sub_vp'"):
         Gaussian(LinearLogSnr(), "vpp")
 
 

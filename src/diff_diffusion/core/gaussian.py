@@ -1,7 +1,7 @@
-"""Gaussian diffusion: x_t = α x_0 + σ ε, in three scalings of one process.
+"""Gaussian diffusion: x_t = α x_0 + σ ε, in four scalings of one process.
 
 DDPM, DDIM, score SDEs, EDM and flow matching differ in the time map and in the row of the table below; the row only
-changes units, so a sampler gives the same samples in all three.
+changes units, so a sampler gives the same samples in all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.core.posterior import Posterior
-from diff_diffusion.core.process import Corrupted, Process
+from diff_diffusion.core.process import Corrupted, Error, Process
 from diff_diffusion.core.time_maps import TimeMap
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.registry import register
@@ -35,10 +35,17 @@ def _flow(f: Any, log_snr: Any) -> Any:
     return f.sigmoid(0.5 * log_snr), f.sigmoid(-0.5 * log_snr)
 
 
+def _sub_variance_preserving(f: Any, log_snr: Any) -> Any:
+    # With r = σ/α, α is the positive root of α² + r α = 1 and σ = r α; each as a sum of positive terms.
+    r, snr = f.exp(-0.5 * log_snr), f.exp(log_snr)
+    return 2.0 / (r + f.sqrt(r * r + 4.0)), 2.0 / (1.0 + f.sqrt(1.0 + 4.0 * snr))
+
+
 SCALINGS: dict[str, Callable[[Any, Any], Any]] = {
     "vp": _variance_preserving,  # α² + σ² = 1
     "ve": _variance_exploding,  # α = 1
     "flow": _flow,  # α + σ = 1
+    "sub_vp": _sub_variance_preserving,  # α² + σ = 1
 }
 
 
@@ -49,7 +56,7 @@ class Gaussian(Process):
 
     Args:
         time_map: λ(t).
-        scaling: "vp" (variance preserving), "ve" (variance exploding) or "flow" (α + σ = 1).
+        scaling: "vp" (variance preserving), "ve" (variance exploding), "flow" (α + σ = 1) or "sub_vp" (α² + σ = 1).
 
     Raises:
         ConfigError: an unknown scaling.
@@ -69,7 +76,7 @@ class Gaussian(Process):
         if self.scaling == "ve" and math.isinf(self.time_map.log_snr(1.0)):
             raise IncompatibleError(
                 f"scaling 've' has infinite noise where λ = -∞, and {type(self.time_map).__name__} ends there: "
-                "use scaling 'vp' or 'flow', or wrap the map in Truncated"
+                "use another scaling, or wrap the map in Truncated"
             )
 
     def scales(self, t: Real) -> tuple[Real, Real]:
@@ -124,6 +131,15 @@ class Gaussian(Process):
                 raise ConfigError(f"a step with eta={eta} draws noise, and none was given: pass noise=Noise(seeds)")
             x_s.add_(noise.normal(x_s.shape, like=x_s), alpha=fresh)
         return x_s
+
+    def error(self, corrupted: Corrupted, posterior: Posterior) -> Error:
+        """x̂_0 - x_0, and the SNR, which makes its square that of ε̂'s error."""
+        return Error(posterior.mean - corrupted.x_0, torch.exp(self.time_map.log_snr(corrupted.t)))
+
+    def shown(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """x_t / √(α² + σ²)."""
+        alpha, sigma = self.scales(t)
+        return expand((alpha**2 + sigma**2) ** -0.5, x_t) * x_t
 
     def prior(self, shape: Sequence[int], noise: Noise, t: float = 1.0) -> Tensor:
         """N(0, α² + σ²): the process at t for data of mean 0 and variance 1, as codecs make them."""

@@ -207,10 +207,10 @@ class TabulatedBetas(TimeMap):
     """A discrete chain of betas, exactly: at t = i/T, α² = Π_{j<=i} (1 - β_j).
 
     Between the table's points λ is linear in t; before the first, σ² grows about linearly from 0 (λ(0) = +∞), as in
-    a diffusion started at the data.
+    a diffusion started at the data. A last beta of 1 is zero terminal SNR: there α falls about linearly to 0.
 
     Args:
-        betas: T numbers in (0, 1), the first step's first.
+        betas: T numbers in (0, 1), the first step's first; the last of several may be 1.
 
     Source: Ho et al., arXiv 2006.11239.
     """
@@ -220,41 +220,74 @@ class TabulatedBetas(TimeMap):
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
         _check(0 < len(self.betas) <= 1_000_000, f"a table has 1 to 1,000,000 betas, not {len(self.betas)}")
-        bad = next((beta for beta in self.betas if not 0 < beta < 1), None)
-        _check(bad is None, f"every beta must lie between 0 and 1, not {bad}")
+        inner = self.betas[:-1] if len(self.betas) > 1 and self.betas[-1] == 1 else self.betas
+        bad = next((beta for beta in inner if not 0 < beta < 1), None)
+        _check(bad is None, f"every beta must lie between 0 and 1, not {bad}; only the last of several may be 1")
 
     @cached_property
     def _table(self) -> list[float]:
-        log_alpha2 = np.cumsum(np.log1p(-np.asarray(self.betas, np.float64)))
+        with np.errstate(divide="ignore"):  # a last beta of 1 is λ = -∞
+            log_alpha2 = np.cumsum(np.log1p(-np.asarray(self.betas, np.float64)))
         table: list[float] = (log_alpha2 - np.log(-np.expm1(log_alpha2))).tolist()
         return table
 
     def log_snr(self, t: Real) -> Real:
-        place = t * len(self.betas)
+        table, count = self._table, len(self.betas)
+        place, left = t * count, (1.0 - t) * count
+        silent = table[-1] == -math.inf
         if isinstance(place, Tensor):
-            knots = torch.tensor(self._table, dtype=torch.float64)
+            knots = torch.tensor(table[: count - silent], dtype=torch.float64)
             below = place.detach().long().clamp(1, max(len(knots) - 1, 1))
             above = below.clamp(max=len(knots) - 1)
             inner = knots[below - 1] + (place - below) * (knots[above] - knots[below - 1])
-            # The branch not taken must be finite too: its gradient would be nan.
-            return torch.where(place <= 1.0, knots[0] - torch.log(place.clamp(max=1.0)), inner)
-        table = self._table
+            # A branch not taken must be finite too: its gradient would be nan.
+            found = torch.where(place <= 1.0, knots[0] - torch.log(place.clamp(max=1.0)), inner)
+            quiet = knots[-1] + 2.0 * torch.log(left.clamp(max=1.0))
+            return torch.where(place >= count - 1, quiet, found) if silent else found
         if place <= 1.0:
             return table[0] - maths(t).log(place)
-        low = min(int(place), len(table) - 1)
+        if silent and place >= count - 1:
+            return table[-2] + 2.0 * maths(t).log(min(left, 1.0))
+        low = min(int(place), count - 1)
         return table[low - 1] + (place - low) * (table[low] - table[low - 1])
 
     def time(self, log_snr: Real) -> Real:
         if isinstance(log_snr, Tensor):
             flat: list[Any] = [self.time(v) for v in log_snr.flatten().tolist()]
             return torch.tensor(flat, dtype=torch.float64).reshape(log_snr.shape)
-        table = self._table
+        table, f = self._table, maths(log_snr)
         if log_snr >= table[0]:
-            return maths(log_snr).exp(table[0] - log_snr) / len(table)
+            return f.exp(table[0] - log_snr) / len(table)
+        if table[-1] == -math.inf and log_snr < table[-2]:
+            return 1.0 - f.exp(0.5 * (log_snr - table[-2])) / len(table)
         high = bisect_left(table, -log_snr, key=lambda value: -value)
         if high == len(table):
             return 1.0
         return (high + (table[high - 1] - log_snr) / (table[high - 1] - table[high])) / len(table)
+
+
+def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
+    """The betas whose α is that of `betas` moved and stretched to end at exactly 0, its first value kept.
+
+    √ᾱ'_i = (√ᾱ_i - √ᾱ_T) √ᾱ_1 / (√ᾱ_1 - √ᾱ_T), and β'_i = 1 - ᾱ'_i / ᾱ'_(i-1).
+
+    Args:
+        betas: at least two numbers in (0, 1), the first step's first.
+
+    Raises:
+        ConfigError: fewer, or one out of range.
+
+    Source: Lin et al., arXiv 2305.08891.
+    """
+    _check(len(betas) > 1, f"zero terminal SNR keeps the first of several betas, and {len(betas)} were given")
+    bad = next((beta for beta in betas if not 0 < beta < 1), None)
+    _check(bad is None, f"every beta must lie between 0 and 1, not {bad}")
+    log_alpha = 0.5 * np.cumsum(np.log1p(-np.asarray(betas, np.float64)))
+    # α_(i-1) - α_i = α_(i-1) (1 - √(1 - β_i)), so that 1 - (α'_i / α'_(i-1))² loses no digits to cancellation.
+    falls = -np.exp(log_alpha[:-1]) * np.expm1(0.5 * np.log1p(-np.asarray(betas[1:], np.float64)))
+    above = np.cumsum(falls[::-1])[::-1]  # α_(i-1) - α_T
+    share = falls / above
+    return [float(betas[0]), *(share * (2.0 - share)).tolist()]
 
 
 @register("time_map/shifted")
@@ -279,6 +312,29 @@ class Shifted(TimeMap):
 
     def time(self, log_snr: Real) -> Real:
         return self.time_map.time(log_snr + 2.0 * math.log(self.scale))
+
+
+@register("time_map/sub_vp")
+@dataclass(frozen=True)
+class SubVp(TimeMap):
+    """λ + ln(1 + e^λ): the same α(t) as another map has under the vp scaling, with σ = 1 - α² in place of √(1 - α²).
+
+    Under the sub_vp scaling that is the sub-VP SDE, whose variance is never above the VP SDE's.
+
+    Source: Song et al., arXiv 2011.13456.
+    """
+
+    time_map: TimeMap
+
+    def log_snr(self, t: Real) -> Real:
+        log_snr = self.time_map.log_snr(t)
+        return log_snr + maths(log_snr).softplus(log_snr)
+
+    def time(self, log_snr: Real) -> Real:
+        # e^λ is the positive root of y + y² = e^log_snr, divided by √(e^log_snr) so that neither end overflows.
+        f = maths(log_snr)
+        r = f.exp(-0.5 * log_snr)
+        return self.time_map.time(0.5 * log_snr + math.log(2.0) - f.log(r + f.sqrt(r * r + 4.0)))
 
 
 @register("time_map/truncated")
