@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode puts no test folder on the path
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import torch
 from scipy.integrate import quad
+from shared import MODES, NOISE, Overheard, named
 from torch import Tensor
 
 from diff_diffusion.core.analytic import GaussianMixture
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.time_maps import Flow, TabulatedBetas
-from diff_diffusion.registry import build
-from diff_diffusion.rng import Noise
 from diff_diffusion.samplers import multistep, trajectory, unipc
 from diff_diffusion.samplers.ancestral import Ancestral
 from diff_diffusion.samplers.multistep import Multistep, data_weights
@@ -30,8 +29,6 @@ from diff_diffusion.samplers.unipc import UniPC
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: `make test` installs it")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its use of numpy
 
-MODES = {"means": [[-0.6, 0.3], [0.9, -1.1]], "covariances": [0.09, 0.0625], "weights": [0.6, 0.4]}
-NOISE = Noise(range(6))
 T = 1000
 BETAS = {"num_train_timesteps": T, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 TABLE = TabulatedBetas(torch.linspace(1e-4, 0.02, T).tolist())
@@ -39,76 +36,63 @@ TO_THE_CHAINS_FIRST = {"lower_order_final": False, "final_sigmas_type": "sigma_m
 """Multistep schedulers at full order to the last, which ends at timestep 0 instead of at the data."""
 
 
-def named(name: str) -> Sampler:
-    """A sampler as a user asks for it."""
-    sampler = build({"type": f"sampler/{name}"})
-    assert isinstance(sampler, Sampler)
-    return sampler
+class Walks:
+    """One mixture, grid and start in the terms of a scheduler of theirs and in ours.
 
+    A scheduler whose noise is larger than 1 walks sigmas, our scaling "ve", and scales what it shows the network; the
+    others are our "vp".
+    """
 
-def noise_of(step: int, x: Tensor) -> Tensor:
-    return NOISE.at(step).normal(x.shape, like=x)
+    def __init__(self, name: str, num_steps: int = 20, **config: Any) -> None:
+        self.scheduler = getattr(diffusers, name)(**BETAS, **config)
+        self.scheduler.set_timesteps(num_steps)
+        self.scales_input = float(self.scheduler.init_noise_sigma) != 1.0
+        self.process = Gaussian(TABLE, "ve" if self.scales_input else "vp")
+        self.mixture = GaussianMixture(self.process, **MODES)
+        if self.scales_input or config.get("use_exponential_sigmas"):  # with these its timesteps are only near
+            levels = self.scheduler.sigmas.double().unique().flip(0).tolist()
+            self.times = [self.time(level) for level in levels if level > 0.0]
+        else:
+            self.times = [(int(timestep) + 1) / T for timestep in self.scheduler.timesteps]
+        self.start = self.process.prior((len(NOISE), 2), NOISE.at(0), self.times[0]).double()
+        self.drawn: list[Tensor] = []
 
+    def time(self, sigma: float) -> float:
+        """The time at which σ/α is `sigma`."""
+        return TABLE.time(-2.0 * math.log(sigma))
 
-def chain_walk(
-    name: str,
-    num_steps: int,
-    monkeypatch: pytest.MonkeyPatch,
-    step_options: dict[str, Any] | None = None,
-    **config: Any,
-) -> tuple[list[float], list[Tensor]]:
-    """The times that an integer-time scheduler visits, and its x after each step, from noise in the scaling "vp"."""
-    scheduler = getattr(diffusers, name)(**BETAS, **config)
-    scheduler.set_timesteps(num_steps)
-    mixture = GaussianMixture(Gaussian(TABLE), **MODES)
-    times = [(int(timestep) + 1) / T for timestep in scheduler.timesteps]
-    if config.get("use_exponential_sigmas"):  # then its timesteps are only nearby
-        times = [TABLE.time(-2.0 * math.log(level)) for level in scheduler.sigmas[:-1].double().tolist()]
-    x = mixture.process.prior((len(NOISE), 2), NOISE.at(0), times[0]).double()
-    walk = []
-    for step, (timestep, t) in enumerate(zip(scheduler.timesteps, times, strict=True), start=1):
-        draw = noise_of(step, x)
-        monkeypatch.setattr(
-            sys.modules[type(scheduler).__module__], "randn_tensor", lambda *_, draw=draw, **__: draw, raising=False
-        )
-        alpha, sigma = mixture.process.scales(t)
-        eps = (x - alpha * mixture(x, t).mean) / sigma
-        x = scheduler.step(eps, timestep, x, **step_options or {}).prev_sample
-        walk.append(x)
-    return times, walk
+    def ours(self, sampler: Sampler, times: list[float] | None = None) -> list[Tensor]:
+        """x after each step, the last of which holds x̂_0."""
+        heard = Overheard(sampler)
+        grid = [*(times or self.times), 0.0]
+        walk = [step.x for step in trajectory(self.mixture, heard, grid, self.start, noise=NOISE)]
+        self.drawn = [draw for draws in heard.drawn for draw in draws]
+        return walk
 
+    def theirs(self, **options: Any) -> list[Tensor]:
+        """x at each of the grid's times after the first and at the end, with the noise that our last walk drew."""
 
-def sigma_walk(
-    name: str, num_steps: int, monkeypatch: pytest.MonkeyPatch, **config: Any
-) -> tuple[list[float], list[Tensor]]:
-    """The same of a scheduler that walks sigmas, in the scaling "ve"; x at the grid's times only, not between them."""
-    scheduler = getattr(diffusers, name)(**BETAS, **config)
-    scheduler.set_timesteps(num_steps)
-    process = Gaussian(TABLE, "ve")
-    mixture = GaussianMixture(process, **MODES)
-    levels = scheduler.sigmas[:-1].double().unique().flip(0).tolist()
-    times = [process.time_map.time(-2.0 * math.log(level)) for level in levels if level > 0.0]
-    x = process.prior((len(NOISE), 2), NOISE.at(0), times[0]).double()
-    walk = []
-    for timestep in scheduler.timesteps:
-        # What the network is shown is x / √(σ² + 1): so it is the scheduler that says at which σ it asks.
-        sigma = math.sqrt(scheduler.scale_model_input(torch.ones(1, dtype=torch.float64), timestep).item() ** -2 - 1.0)
-        draw = noise_of(len(walk) + 1, x)
-        monkeypatch.setattr(
-            sys.modules[type(scheduler).__module__], "randn_tensor", lambda *_, draw=draw, **__: draw, raising=False
-        )
-        eps = (x - mixture(x, process.time_map.time(-2.0 * math.log(sigma))).mean) / sigma
-        x = scheduler.step(eps, timestep, x).prev_sample
-        if getattr(scheduler, "state_in_first_order", True) or len(walk) == len(times) - 1:
-            walk.append(x)
-    return times, walk
+        def draw(shape: Any, **_: Any) -> Tensor:  # some draw in the last step too, and do not use it
+            return self.drawn.pop(0) if self.drawn else torch.full(tuple(shape), 1.0, dtype=torch.float64)
 
-
-def ours(sampler: Sampler, times: list[float], scaling: str) -> list[Tensor]:
-    """x after each step, the last of which holds x̂_0."""
-    mixture = GaussianMixture(Gaussian(TABLE, scaling), **MODES)
-    x = mixture.process.prior((len(NOISE), 2), NOISE.at(0), times[0]).double()
-    return [step.x for step in trajectory(mixture, sampler, [*times, 0.0], x, noise=NOISE)]
+        x, walk = self.start, []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys.modules[type(self.scheduler).__module__], "randn_tensor", draw, raising=False)
+            for timestep in self.scheduler.timesteps:
+                if self.scales_input:
+                    # The network is shown x / √(σ² + 1): so the scheduler itself says at which σ it asks.
+                    shown = self.scheduler.scale_model_input(torch.ones(1, dtype=torch.float64), timestep).item()
+                    t = self.time(math.sqrt(shown**-2 - 1.0))
+                else:
+                    t = self.times[len(walk)]
+                alpha, sigma = self.process.scales(t)
+                eps = (x - alpha * self.mixture(x, t).mean) / sigma
+                x = self.scheduler.step(eps, timestep, x, **options).prev_sample
+                between = not getattr(self.scheduler, "state_in_first_order", True)
+                if not between or len(walk) == len(self.times) - 1:
+                    walk.append(x)
+        assert not self.drawn
+        return walk
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -129,12 +113,11 @@ def agree(one: list[Tensor], other: list[Tensor]) -> None:
         ("dpmpp_2m", "DPMSolverMultistepScheduler", {}),
         ("dpmpp_2m_sde", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     ],
+    ids=["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde"],
 )
-def test_samplers_of_the_chain(
-    name: str, scheduler: str, config: dict[str, Any], spacing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times, theirs = chain_walk(scheduler, 20, monkeypatch, timestep_spacing=spacing, **config)
-    agree(ours(named(name), times, "vp"), theirs)
+def test_samplers_of_the_chain(name: str, scheduler: str, config: dict[str, Any], spacing: str) -> None:
+    walks = Walks(scheduler, timestep_spacing=spacing, **config)
+    agree(walks.ours(named(name)), walks.theirs())
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -148,38 +131,38 @@ def test_samplers_of_the_chain(
         ("dpm2_ancestral", "KDPM2AncestralDiscreteScheduler"),
     ],
 )
-def test_samplers_of_sigmas(name: str, scheduler: str, spacing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    times, theirs = sigma_walk(scheduler, 20, monkeypatch, timestep_spacing=spacing)
-    agree(ours(named(name), times, "ve"), theirs)
+def test_samplers_of_sigmas(name: str, scheduler: str, spacing: str) -> None:
+    walks = Walks(scheduler, timestep_spacing=spacing)
+    agree(walks.ours(named(name)), walks.theirs())
 
 
-def test_lms_up_to_its_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lms_up_to_its_last_step() -> None:
     """It extrapolates ε̂ down to the data itself; every sampler here ends by holding x̂_0."""
-    times, theirs = sigma_walk("LMSDiscreteScheduler", 20, monkeypatch)
-    found = ours(named("lms"), times, "ve")
-    agree(found[:-1], theirs[:-1])
-    assert apart(found[-1], theirs[-1]) > 2e-4
+    walks = Walks("LMSDiscreteScheduler")
+    ours, theirs = walks.ours(named("lms")), walks.theirs()
+    agree(ours[:-1], theirs[:-1])
+    assert apart(ours[-1], theirs[-1]) > 2e-4
 
 
-def test_deis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both interpolate ε̂ in ln(σ/α) and integrate it over σ/α exactly."""
-    times, theirs = chain_walk("DEISMultistepScheduler", 20, monkeypatch, solver_order=3)
-    found = ours(named("deis"), [*times, 1 / T], "vp")
-    agree(found[:-1], theirs)
+def test_deis() -> None:
+    """Both interpolate ε̂ in ln(σ/α) and integrate it over σ/α exactly. It stops at timestep 0, before the data."""
+    walks = Walks("DEISMultistepScheduler", solver_order=3)
+    agree(walks.ours(named("deis"), [*walks.times, 1 / T])[:-1], walks.theirs())
 
 
-def test_ddim_with_some_fresh_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    times, theirs = chain_walk("DDIMScheduler", 20, monkeypatch, {"eta": 0.5}, clip_sample=False)
-    agree(ours(Ancestral(0.5), times, "vp"), theirs)
+def test_ddim_with_some_fresh_noise() -> None:
+    walks = Walks("DDIMScheduler", clip_sample=False)
+    agree(walks.ours(Ancestral(0.5)), walks.theirs(eta=0.5))
 
 
-def test_dpmpp_2s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dpmpp_2s() -> None:
     """It counts the evaluation in a step's middle as a step: on levels even in ln σ, every second x is ours."""
-    times, theirs = chain_walk("DPMSolverSinglestepScheduler", 21, monkeypatch, use_exponential_sigmas=True)
-    agree(ours(named("dpmpp_2s"), times[::2], "vp"), [*theirs[1::2], theirs[-1]])
+    walks = Walks("DPMSolverSinglestepScheduler", 21, use_exponential_sigmas=True)
+    ours, theirs = walks.ours(named("dpmpp_2s"), walks.times[::2]), walks.theirs()
+    agree(ours, [*theirs[1::2], theirs[-1]])
 
 
-def test_flow_matching(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flow_matching() -> None:
     """Its Euler step on a velocity from t = 1, where no signal is left, is DDIM in the scaling "flow"."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(20)
@@ -206,13 +189,13 @@ def half_the_curvature(places: list[float], h: float) -> list[float]:
 
 def test_third_order_multistep_has_half_the_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps alike, then apart; with half the parabola's second derivative put in ours, alike to the end."""
-    config = {"solver_order": 3, **TO_THE_CHAINS_FIRST}
-    times, theirs = chain_walk("DPMSolverMultistepScheduler", 20, monkeypatch, **config)
-    found = ours(Multistep(3), [*times, 1 / T], "vp")[:-1]
-    agree(found[:2], theirs[:2])
-    assert max(map(apart, found, theirs)) > 1e-3
+    walks = Walks("DPMSolverMultistepScheduler", solver_order=3, **TO_THE_CHAINS_FIRST)
+    times = [*walks.times, 1 / T]
+    ours, theirs = walks.ours(Multistep(3), times)[:-1], walks.theirs()
+    agree(ours[:2], theirs[:2])
+    assert max(map(apart, ours, theirs)) > 1e-3
     monkeypatch.setattr(multistep, "data_weights", half_the_curvature)
-    agree(ours(Multistep(3), [*times, 1 / T], "vp")[:-1], theirs)
+    agree(walks.ours(Multistep(3), times)[:-1], theirs)
 
 
 def line_at_the_middle(places: list[float], h: float) -> list[float]:
@@ -230,13 +213,13 @@ def test_unipc_approximates_where_it_has_two_answers(answers: int, monkeypatch: 
     That is the first corrector and the second-order predictor, so order 3 is ours but for its first steps, which are
     short here: alike as it is. With that rule put in ours, every order is alike to the end.
     """
-    config = {"solver_order": answers, "solver_type": "bh2", **TO_THE_CHAINS_FIRST}
-    times, theirs = chain_walk("UniPCMultistepScheduler", 20, monkeypatch, **config)
-    found = ours(UniPC(answers), [*times, 1 / T], "vp")[:-1]
+    walks = Walks("UniPCMultistepScheduler", solver_order=answers, solver_type="bh2", **TO_THE_CHAINS_FIRST)
+    times = [*walks.times, 1 / T]
+    ours, theirs = walks.ours(UniPC(answers), times)[:-1], walks.theirs()
     if answers == 3:
-        agree(found, theirs)
+        agree(ours, theirs)
     else:
-        agree(found[:1], theirs[:1])
-        assert max(map(apart, found, theirs)) > 1e-3
+        agree(ours[:1], theirs[:1])
+        assert max(map(apart, ours, theirs)) > 1e-3
     monkeypatch.setattr(unipc, "data_weights", line_at_the_middle)
-    agree(ours(UniPC(answers), [*times, 1 / T], "vp")[:-1], theirs)
+    agree(walks.ours(UniPC(answers), times)[:-1], theirs)

@@ -2,7 +2,7 @@
 
 Those tests drive a schedule with a made-up network: it answers x · t / (t + 1), t being the scheduler's integer (for
 EDM: ln(σ)/4), and start at x = arange(768) / 768 with the batch axis, of 4, running fastest. They state the sum or the
-mean of |x| at the end, to four digits. Each run here is the same network under a `NetworkDenoiser`, walked by `trajectory`.
+mean of |x| at the end, to four digits. Each run here is that network under a `NetworkDenoiser`, walked by `trajectory`.
 """
 
 from __future__ import annotations

@@ -15,29 +15,19 @@ from typing import Any
 import pytest
 import torch
 from scipy.integrate import quad
+from shared import MODES, NOISE, Overheard, named
 from torch import Tensor
 
 from diff_diffusion.core.analytic import GaussianMixture
 from diff_diffusion.core.gaussian import SCALINGS, Gaussian
 from diff_diffusion.core.time_maps import LinearLogSnr
-from diff_diffusion.registry import build
-from diff_diffusion.rng import Noise
 from diff_diffusion.samplers import trajectory
 from diff_diffusion.samplers.grid import Karras, LogSnr
 from diff_diffusion.samplers.sampler import Sampler
 from diff_diffusion.samplers.unipc import UniPC
 
 EDM = LinearLogSnr(-2.0 * math.log(0.002), -2.0 * math.log(80.0))
-MODES = {"means": [[-0.6, 0.3], [0.9, -1.1]], "covariances": [0.09, 0.0625], "weights": [0.6, 0.4]}
-NOISE = Noise(range(6))
 NUM_STEPS = 12
-
-
-def named(name: str) -> Sampler:
-    """A sampler as a user asks for it."""
-    sampler = build({"type": f"sampler/{name}"})
-    assert isinstance(sampler, Sampler)
-    return sampler
 
 
 class Walks:
@@ -51,10 +41,13 @@ class Walks:
         self.alphas = [alpha for alpha, _ in scales] + [1.0]
         self.sigmas = torch.tensor([sigma / alpha for alpha, sigma in scales] + [0.0], dtype=torch.float64)
         self.start = self.process.prior((len(NOISE), 2), NOISE.at(0), self.times[0]).double()
+        self.drawn: list[Tensor] = []
 
     def ours(self, sampler: Sampler) -> list[Tensor]:
         """x/α at every time of the grid."""
-        walk = [step.x for step in trajectory(self.mixture, sampler, self.times, self.start, noise=NOISE)]
+        heard = Overheard(sampler)
+        walk = [step.x for step in trajectory(self.mixture, heard, self.times, self.start, noise=NOISE)]
+        self.drawn = [draw for draws in heard.drawn for draw in draws]
         return [x / alpha for x, alpha in zip([self.start, *walk], self.alphas, strict=True)]
 
     def theirs(self, sample: Callable[..., Tensor], **options: Any) -> list[Tensor]:
@@ -76,9 +69,8 @@ class Walks:
         return [*at, last]
 
     def draws(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """The noise of our step that starts at `sigma`."""
-        step = int((self.sigmas - sigma).abs().argmin()) + 1
-        return NOISE.at(step).normal(self.start.shape, like=self.start)
+        """The noise that our walk drew, one draw after the other."""
+        return self.drawn.pop(0)
 
 
 def agree(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -124,6 +116,7 @@ def test_stochastic_samplers(k_diffusion: ModuleType, scaling: str, name: str, o
     """With the same noise in each step."""
     walks = Walks(scaling)
     agree(walks.ours(named(name)), walks.theirs(getattr(k_diffusion, oracle), noise_sampler=walks.draws))
+    assert not walks.drawn
 
 
 @every_scaling
