@@ -34,8 +34,21 @@ UNET = {"channels": 2, "width": 8, "multipliers": [1, 2], "depth": 1, "attention
 EXAMPLES: dict[str, list[Description]] = {
     "codec/affine": [{"shape": [2, 4, 5], "mean": [3.5, 100.25], "std": [1.0, 64.1]}],
     "conditioner/classes": [{"names": ["chat", "猫"], "width": 6}],
-    "grid/log_snr": [{"log_snr_max": 8.0, "log_snr_min": -6.5}],
+    "grid/churn": [{"grid": {"type": "grid/log_snr"}, "s_churn": 5.0, "s_min": 0.0, "s_max": 1000.0}],
     "grid/karras": [{"rho": 3.0, "sigma_min": 0.01, "sigma_max": 30.0}],
+    "grid/log_snr": [{"log_snr_max": 8.0, "log_snr_min": -6.5}],
+    "grid/normal": [{"mean": 2.0, "std": 1.5}],
+    "grid/quantile": [
+        {"log_snrs": [-6.0, -1.0, 0.0, 3.5, 9.0], "density": [0.0, 1.0, 0.0, 0.0, 2.0]},
+        {"log_snrs": [-0.5, 0.5], "density": [1, 1]},
+    ],
+    "grid/restart": [{"grid": {"type": "grid/churn"}, "repeats": 1, "inner": 3, "low": 0.05, "high": 0.3}],
+    "grid/spacing": [{"timesteps": 4000, "spacing": spacing} for spacing in ("leading", "trailing", "linspace")],
+    "grid/truncate": [
+        {"start": 0.6},
+        {"start": 1.0, "grid": {"type": "grid/leading"}},
+        {"start": 0.45, "grid": {"type": "grid/restart"}},
+    ],
     "model/diffusion": [
         {
             "network": {"type": "network/unet", **UNET, "cond_width": 6},
