@@ -153,21 +153,19 @@ class DiffusionModel(nn.Module):
         *,
         steps: int | None = None,
         sampler: Sampler | str | None = None,
-        grid: Grid | None = None,
+        grid: Grid | str | None = None,
         guidance: float | None = None,
         conditional: bool = True,
     ) -> tuple[Denoiser, Sampler, list[float]]:
         """What a walk needs: the (guided) denoiser, the sampler and the times; the model's defaults where None.
 
         Raises:
-            ConfigError: an unknown sampler; guidance where the model or the request has no condition, or where the
-                model was trained without dropping its condition.
+            ConfigError: an unknown sampler or grid; guidance where the model or the request has no condition, or where
+                the model was trained without dropping its condition.
         """
         chosen = self.recipe.sampler if sampler is None else sampler_named(sampler)
         check_fits(chosen, self.recipe.process)
-        times_grid = grid or self.recipe.grid
-        if steps is not None:
-            times_grid = build(describe(times_grid) | {"num_steps": steps})
+        times = self.chosen_grid(grid, steps).times(self.recipe.process)
         scale = self.recipe.guidance if guidance is None else guidance
         denoiser: Denoiser = self.denoiser
         if scale != 1.0 and (conditional or guidance is not None):
@@ -183,7 +181,19 @@ class DiffusionModel(nn.Module):
             denoiser = ClassifierFree(self.denoiser, scale)
         if self.recipe.clip:
             denoiser = Clipped(denoiser, *self.codec.bounds)
-        return denoiser, chosen, times_grid.times(self.recipe.process)
+        return denoiser, chosen, times
+
+    def chosen_grid(self, grid: Grid | str | None = None, steps: int | None = None) -> Grid:
+        """The grid of a request: the model's own where None; a name alone keeps the model's number of steps.
+
+        Raises:
+            ConfigError: an unknown grid, one that needs more than its name, or a number of steps that it cannot have.
+        """
+        own = self.recipe.grid
+        chosen = own if grid is None else grid_named(grid)
+        if steps is None and isinstance(grid, str):
+            steps = own.num_steps
+        return chosen if steps is None else chosen.with_steps(steps)
 
     def walk(
         self, seeds: Sequence[int], labels: Sequence[Any] | None = None, **plan: Any
@@ -204,7 +214,7 @@ class DiffusionModel(nn.Module):
         batch_size: int = 64,
         steps: int | None = None,
         sampler: Sampler | str | None = None,
-        grid: Grid | None = None,
+        grid: Grid | str | None = None,
         guidance: float | None = None,
     ) -> Tensor:
         """Samples in data units, float32 [num, *shape] on the CPU.
@@ -216,10 +226,11 @@ class DiffusionModel(nn.Module):
             labels: one label for all, or one per sample; None for unconditional samples.
             seed: of the first sample.
             batch_size: how many at once.
-            steps, sampler, grid, guidance: the model's defaults where None.
+            steps, sampler, grid, guidance: the model's defaults where None. Samplers and grids may be named: "heun" on
+                "churn" is EDM's stochastic sampler.
 
         Raises:
-            ConfigError: a bad number, label, sampler or scale.
+            ConfigError: a bad number, label, sampler, grid or scale.
             DiffusionError: samples that are not finite; they are never turned into black pictures.
         """
         if num < 1 or batch_size < 1:
@@ -381,6 +392,15 @@ def sampler_named(sampler: Sampler | str) -> Sampler:
         return sampler
     found = build(find("sampler", sampler))
     assert isinstance(found, Sampler)
+    return found
+
+
+def grid_named(grid: Grid | str) -> Grid:
+    """The grid that a name ("karras", "trailing", "churn") stands for; a grid as it is."""
+    if isinstance(grid, Grid):
+        return grid
+    found = build(find("grid", grid))
+    assert isinstance(found, Grid)
     return found
 
 

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from diff_diffusion.cli import main
+from diff_diffusion.pictures import read_recipe
 
 
 def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
@@ -142,12 +143,40 @@ def test_sample_writes_pictures_that_repro_makes_again(cli, run, tmp_path):
     assert code == 0, err
     made = json.loads(out)
     assert len(made["files"]) == 12
-    assert Path(made["grid"]).exists()
+    assert Path(made["sheet"]).exists()
     file = tmp_path / "s" / "00003-3-seed43.png"
     code, out, err = cli("repro", file)
     assert code == 0, err
     assert "identical pixels" in out or "difference 1 " in out
     assert (tmp_path / "s" / "00003-3-seed43-again.png").exists()
+
+
+def test_the_grid_is_in_the_recipe_of_a_picture(cli, run, tmp_path):
+    """So that repro walks the same times: those of a named grid, of one that goes up, and of the model's own."""
+    pictures = set()
+    for words in (["--grid", "karras"], ["--grid", "churn", "--sampler", "heun"], ["--grid", "restart"], []):
+        out = tmp_path / "-".join(["s", *words])
+        code, told, err = cli("sample", run, "-n", 1, "--out", out, "--steps", 5, "--label", "4", *words, "--json")
+        assert code == 0, err
+        recipe = read_recipe(out / "00000-4-seed0.png")
+        assert recipe["grid"] == json.loads(told)["grid"]
+        assert recipe["steps"] == 5
+        assert not words or recipe["grid"]["type"] == f"grid/{words[1]}"
+        code, said, err = cli("repro", out / "00000-4-seed0.png")
+        assert code == 0, err
+        assert "identical pixels" in said or "difference 1 " in said
+        pictures.add(Image.open(out / "00000-4-seed0.png").tobytes())
+    assert len(pictures) == 4
+
+
+def test_an_unknown_grid_lists_the_known(cli, run, tmp_path):
+    code, _, err = cli("sample", run, "--grid", "karas", "--out", tmp_path / "s")
+    assert code == 2
+    assert "did you mean 'karras'" in err
+    code, _, err = cli("sample", run, "--grid", "truncate", "--out", tmp_path / "s")
+    assert code == 2
+    assert "needs start" in err
+    assert not (tmp_path / "s").exists()
 
 
 def test_one_sample_alone_is_the_same_as_in_a_batch(cli, run, tmp_path):

@@ -316,6 +316,49 @@ def test_a_grid_and_a_sampler_can_be_given_as_parts(trained: DiffusionModel) -> 
     assert not torch.equal(trained.sample(2, labels=0, sampler=heun), expected)
 
 
+def test_a_grid_can_be_named(trained: DiffusionModel) -> None:
+    """A name says where the steps are; how many stays the model's own number, or what was asked for."""
+    own = trained.recipe.grid.num_steps
+    for name in names("grid"):
+        if name in ("quantile", "truncate"):  # these say more than a name
+            with pytest.raises(ConfigError, match=f"grid/{name} needs"):
+                trained.sample(1, labels=0, grid=name)
+            continue
+        if name == "restart":  # the tiny model's own 2 steps are too few for it
+            with pytest.raises(ConfigError, match=f"at least 3 steps.*not {own}"):
+                trained.sample(1, labels=0, grid=name)
+        else:
+            assert trained.chosen_grid(name).num_steps == own
+        chosen = trained.chosen_grid(name, 6)
+        assert chosen == build({"type": f"grid/{name}"}).with_steps(6)
+        samples = trained.sample(2, labels=0, sampler="heun", grid=name, steps=6)
+        assert torch.equal(samples, trained.sample(2, labels=0, sampler="heun", grid=chosen))
+        assert torch.isfinite(samples).all()
+
+
+def test_steps_of_a_grid_made_from_a_grid_are_its_own(trained: DiffusionModel) -> None:
+    """EDM's stochastic sampler with 7 steps: 7 down, and up between."""
+    seen = {}
+    for grid in ("karras", "churn", "restart"):
+        _, walk = trained.walk([0], [0], sampler="heun", grid=grid, steps=7)
+        with trained.evaluating():
+            seen[grid] = list(walk)
+        assert sum(step.s < step.t for step in seen[grid]) == 7
+        assert seen[grid][-1].nfe == 12  # two a step, but one from no signal and one to the data
+    assert len(seen["karras"]) == 7 < len(seen["restart"]) < len(seen["churn"])
+
+
+def test_a_model_whose_own_grid_is_made_from_a_grid(data: ImageDataset, tmp_path: Path) -> None:
+    described = tiny.description(data)
+    described["recipe"]["grid"] = {"type": "grid/churn", "grid": {"type": "grid/log_snr", "num_steps": 5}}
+    model = DiffusionModel.from_description(described)
+    model.save(tmp_path / "model")
+    assert "grid/churn, 5 steps" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert DiffusionModel.load(tmp_path / "model").recipe.grid == model.recipe.grid
+    assert model.sample(1, labels=0, steps=3).shape == (1, 1, 8, 8)
+    assert model.chosen_grid(steps=3).num_steps == 3
+
+
 def test_sampling_leaves_the_model_as_it_was(trained: DiffusionModel, data: ImageDataset) -> None:
     model = tiny.fresh(data, dropout=0.5).train()
     model.load_state_dict(trained.state_dict())
@@ -338,6 +381,8 @@ def test_sampling_leaves_the_model_as_it_was(trained: DiffusionModel, data: Imag
         ({"labels": 0, "guidance": float("nan")}, "finite number, not nan"),
         ({"labels": 0, "guidance": float("inf")}, "finite number, not inf"),
         ({"sampler": "rk45"}, "unknown sampler 'rk45'|rk45.*(heun|ddim)"),
+        ({"grid": "karas"}, "unknown grid 'karas': did you mean 'karras'.*log_snr"),
+        ({"grid": "trailing", "steps": 1001}, "trailing spacing takes its 1001 steps from a chain at least as long"),
         ({"steps": 0}, "number of steps must be from 1 to 1,000,000, not 0"),
         ({"steps": 10**7}, "number of steps must be from 1"),
         ({"num": 0}, "must be at least 1, not 0 and 64"),

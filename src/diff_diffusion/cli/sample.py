@@ -48,6 +48,7 @@ def run(
     asked: list[str],
     steps: int | None,
     sampler: str | None,
+    grid: str | None,
     guidance: float | None,
     seed: int,
     weights: str,
@@ -58,13 +59,15 @@ def run(
         raise ConfigError(f"--out {out} is a file; it must be a folder, new or not")
     model = load(folder, weights)
     labels = chosen_labels(model, asked, num)
+    times = model.chosen_grid(grid, steps)
     recipe = {
         "version": __version__,
         "run": str(folder),
         "model": model.fingerprint(),
         "weights": weights,
         "sampler": describe(sampler_named(sampler) if sampler else model.recipe.sampler),
-        "steps": steps or model.recipe.grid.num_steps,
+        "grid": describe(times),
+        "steps": times.num_steps,
         "guidance": model.recipe.guidance if guidance is None else guidance,
     }
     model.encode(labels, num)  # a label that is unknown fails before any work
@@ -77,8 +80,8 @@ def run(
             count,
             labels=some,
             seed=seed + first,
-            steps=steps,
             sampler=sampler,
+            grid=times,
             guidance=guidance,
             batch_size=batch_size,
         )
@@ -89,18 +92,18 @@ def run(
             files.append(str(file))
         pieces.append(piece)
         show(first + count, num)
-    grid = out / "grid.png"
+    together = out / "grid.png"
     # Samples come in the order of their labels, so a column a label lines them up.
     heads = [str(label) for label in dict.fromkeys(labels)] if labels is not None else []
     if not 1 < len(heads) <= min(num, MAX_COLUMNS):
         heads = []
     columns = len(heads) or math.ceil(math.sqrt(num))
-    write_png(grid, sheet(torch.cat(pieces), columns, heads=heads), recipe | {"seed": seed, "labels": labels})
-    older = sorted(path.name for path in out.glob("*.png") if str(path) not in {*files, str(grid)})
+    write_png(together, sheet(torch.cat(pieces), columns, heads=heads), recipe | {"seed": seed, "labels": labels})
+    older = sorted(path.name for path in out.glob("*.png") if str(path) not in {*files, str(together)})
     if as_json:
-        typer.echo(json.dumps({"files": files, "grid": str(grid), **recipe}, ensure_ascii=False))
+        typer.echo(json.dumps({"files": files, "sheet": str(together), **recipe}, ensure_ascii=False))
     else:
-        typer.echo(f"{num} samples in {out}, together in {grid}")
+        typer.echo(f"{num} samples in {out}, together in {together}")
         if older:
             typer.echo(f"{len(older)} other pictures were there before and were left alone: {listed(older, 3)}")
 
@@ -134,8 +137,8 @@ def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
             1,
             labels=[recipe["label"]] if model.conditioner is not None else None,
             seed=recipe["seed"],
-            steps=recipe["steps"],
             sampler=build(recipe["sampler"]),
+            grid=build(recipe["grid"]),
             guidance=recipe["guidance"],
         )[0]
     except (KeyError, TypeError) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from diff_diffusion.registry import build
+
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
@@ -17,11 +19,12 @@ def _value(value: Any) -> str:
 def card(name: str, model: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """Markdown: what the model is, what it was trained on, how to sample it."""
     recipe = model["recipe"]
+    steps = build(recipe["grid"]).num_steps  # which a grid made from a grid does not store
     parts = {
         "network": f"{model['network']['type']}, {facts.get('parameters', 0):,} parameters",
         "process": f"{recipe['process']['time_map']['type']}, scaling {recipe['process']['scaling']}",
         "target": recipe["target"].get("row", recipe["target"]["type"]),
-        "sampler": f"{recipe['sampler']['type']} on {recipe['grid']['type']}, {recipe['grid']['num_steps']} steps",
+        "sampler": f"{recipe['sampler']['type']} on {recipe['grid']['type']}, {steps} steps",
         "sample shape": " × ".join(map(str, model["codec"]["shape"])),
     }
     if model["conditioner"]:
