@@ -7,7 +7,7 @@ import sys
 
 EXIT_CODES = """Exit codes: 0 done · 1 a bug, please report it · 2 a wrong argument or setting · 3 data that cannot be
 used · 4 a model folder is missing or damaged, or could not be written · 5 training could not go on · 6 an optional
-package is missing · 130 interrupted."""
+package is missing · 7 `verify` measured a miss · 130 interrupted."""
 
 
 def main() -> None:

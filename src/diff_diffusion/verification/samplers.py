@@ -1,0 +1,139 @@
+"""Samplers against closed forms: order, exact moments, Monte Carlo, scalings, the end of a walk, batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diff_diffusion.core.denoiser import Denoiser
+from diff_diffusion.core.gaussian import SCALINGS, Gaussian
+from diff_diffusion.core.time_maps import LinearLogSnr
+from diff_diffusion.rng import Noise
+from diff_diffusion.samplers.grid import LogSnr
+from diff_diffusion.samplers.sampler import Sampler, trajectory
+from diff_diffusion.verification.check import Check
+from diff_diffusion.verification.closed_forms import Impulses, Normal, TwoModes, distance_bound
+
+WIDE = Gaussian(LinearLogSnr(12.0, -12.0))
+NEAR = LinearLogSnr(9.0, -9.0)
+ORDER_TOLERANCE = 0.3
+VARIANCE_STEPS = (64, 128, 256)
+
+
+def checks(name: str, sampler: Sampler, draws: int = 125) -> Iterator[Check]:
+    """Every law of a sampler of Gaussian processes; Monte Carlo with 64 times `draws` numbers."""
+
+    def check(law: str, measured: float, high: float, low: float = 0.0, note: str = "") -> Check:
+        return Check("sampler", name, law, measured, high, low, note)
+
+    variances = [moments(sampler, LogSnr(n, 12.0, -12.0).times(WIDE)) for n in VARIANCE_STEPS]
+    if sampler.deterministic:
+        counts = (64, 128, 256, 512) if sampler.order < 4 else (128, 256, 512, 1024)
+        found, what = slopes(sampler, counts), "the flow of two modes"
+    else:
+        found, what = [math.log2(abs(a[1] / b[1])) for a, b in pairwise(variances)], "the variance"
+    worst = max(found, key=lambda slope: abs(slope - sampler.order))
+    yield check(
+        "order",
+        worst,
+        sampler.order + ORDER_TOLERANCE,
+        sampler.order - ORDER_TOLERANCE,
+        f"of {what}; each doubling of the steps: {', '.join(f'{slope:.2f}' for slope in found)}",
+    )
+    last = variances[-1]
+    yield check("mean", abs(last[0]), 1e-10, note="relative, of N(0.7, 0.25)")
+    high = 0.06 if sampler.order == 1 else 0.003
+    yield check("variance", abs(last[1]), high, note=f"relative, exact, in {VARIANCE_STEPS[-1]} steps")
+    mixture, x = walked(sampler, Gaussian(NEAR, "flow"), 64, Noise(range(draws)), 64)
+    yield check("Monte Carlo", mixture.distance(x), distance_bound(x.numel()), note=f"{x.numel()} draws, 64 steps")
+    yield check("scalings", parity(sampler), 1e-10, note=f"of {', '.join(SCALINGS)}")
+    yield check("end", residue(sampler), 1e-10, note="what is left of the noise when the data are one point")
+    yield check("batch", batch_gap(sampler), 0.0, note="samples alone and in a batch of 8")
+
+
+def end(denoiser: Denoiser, sampler: Sampler, times: Sequence[float], x: Tensor, noise: Any) -> Tensor:
+    """Where a walk ends."""
+    for step in trajectory(denoiser, sampler, times, x, noise=noise):
+        x = step.x
+    return x
+
+
+def uneven(num_steps: int) -> list[float]:
+    """Times of WIDE from λ = -12 to 12 in steps of λ that are long and short in turn, 2 to 1, and one to the data.
+
+    Even steps would hide a multistep rule that ignores where the past answers lie.
+    """
+    whole = 24.0 / num_steps
+    levels = [-12.0 + whole * (i + (i % 2) / 3.0) for i in range(num_steps + 1)]
+    return [1.0, *(max(WIDE.time_map.time(level), 1e-9) for level in levels[1:]), 0.0]
+
+
+def slopes(sampler: Sampler, counts: Sequence[int]) -> list[float]:
+    """log2 of how the error falls from each number of steps to the next, its double."""
+    mixture = TwoModes(WIDE)
+    x = torch.linspace(-2.0, 2.0, 8, dtype=torch.float64)[:, None]
+    errors = []
+    for count in counts:
+        times = uneven(count)
+        expected = mixture(mixture.carried(x, times[0], times[-2]), times[-2]).mean
+        errors.append((end(mixture, sampler, times, x, Noise(range(8))) - expected).norm().item())
+    return [math.log2(a / b) for a, b in pairwise(errors)]
+
+
+def moments(sampler: Sampler, times: Sequence[float], mean: float = 0.7, variance: float = 0.25) -> tuple[float, float]:
+    """How far (mean, variance) of WIDE's samples of N(mean, variance) are from exact, both relative.
+
+    Exact: the walk starts at p_t itself, and its last step holds x̂_0, which shrinks the spread by a known share.
+    """
+    count = 2 * len(times) + 2
+    denoiser, noise = Normal(WIDE, mean, variance), Impulses(count)
+    (alpha, sigma), (alpha_0, sigma_0) = WIDE.scales(times[0]), WIDE.scales(times[-2])
+    spread = math.sqrt(alpha**2 * variance + sigma**2)
+    start = alpha * mean + spread * noise.at(0).normal((count, 1))
+    x = end(denoiser, sampler, times, start, noise)[:, 0]
+    left = alpha_0**2 * variance / (alpha_0**2 * variance + sigma_0**2)
+    found = ((x[:-1] - x[-1]) ** 2).sum().item()
+    return x[-1].item() / mean - 1.0, found / (left * variance) - 1.0
+
+
+def walked(sampler: Sampler, process: Gaussian, num_steps: int, noise: Noise, size: int) -> tuple[TwoModes, Tensor]:
+    """The two modes and samples of them, [len(noise), size] float64, from N(0, α² + σ²); every number is one draw."""
+    mixture, times = TwoModes(process), LogSnr(num_steps).times(process)
+    alpha, sigma = process.scales(times[0])
+    start = math.sqrt(alpha**2 + sigma**2) * noise.at(0).normal((len(noise), size)).double()
+    return mixture, end(mixture, sampler, times, start, noise)
+
+
+def parity(sampler: Sampler) -> float:
+    """The largest difference between samples in different scalings, from the same noise."""
+    ends = [walked(sampler, Gaussian(NEAR, scaling), 20, Noise(range(6)), 2)[1] for scaling in SCALINGS]
+    return max((x - ends[0]).abs().max().item() for x in ends)
+
+
+def residue(sampler: Sampler) -> float:
+    """How far samples of data at one point are from it, in walks of 1, 2 and 7 steps."""
+    process, worst = Gaussian(NEAR), 0.0
+    for num_steps in (1, 2, 7):
+        times, noise = LogSnr(num_steps).times(process), Noise(range(4))
+        start = process.prior((4, 2), noise.at(0), times[0]).double()
+        x = end(Normal(process, 0.37, 0.0), sampler, times, start, noise)
+        worst = max(worst, (x - 0.37).abs().max().item())
+    return worst
+
+
+def batch_gap(sampler: Sampler) -> float:
+    """The largest difference between samples alone and in a batch."""
+    process = Gaussian(NEAR)
+    denoiser, times = Normal(process, 0.3, 0.7), LogSnr(12).times(process)
+
+    def samples(seeds: Sequence[int]) -> Tensor:
+        noise = Noise(seeds)
+        return end(denoiser, sampler, times, process.prior((len(seeds), 3), noise.at(0), 1.0), noise)
+
+    together = samples(range(40, 48))
+    return max((samples([40 + i])[0] - together[i]).abs().max().item() for i in (0, 3, 7))

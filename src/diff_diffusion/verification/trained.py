@@ -1,0 +1,141 @@
+"""A trained model against what its parts and its facts promise: the jobs of `diff-diffusion verify RUN`."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diff_diffusion.errors import CheckpointError
+from diff_diffusion.models import WEIGHTS, DiffusionModel
+from diff_diffusion.storage import folder as storage
+from diff_diffusion.verification.check import Check, Job
+
+SIGNAL_LEFT = 1e-3
+NUM_SAMPLES = 32
+MOST_STEPS = 100
+MEAN_OFF, STD_OFF = 0.3, 2.0
+
+
+def trained(folder: Path) -> list[Job]:
+    """The jobs for the model in a folder: a run, a checkpoint of one, or a saved model.
+
+    Raises:
+        CheckpointError: there is no model there to check; one that is damaged is a miss.
+    """
+    storage.read_manifest(folder)
+    run = _Run(folder)
+    return [
+        Job("run", folder.name, partial(check, run))
+        for check in (files_are_whole, weights_are_finite, average_moved, codec_inverts, prior_fits, samples_fit)
+    ]
+
+
+class _Run:
+    """What the checks share, read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+        self.tensors = cache(self._tensors)
+        self.model = cache(self._model)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return storage.read_safetensors(self.folder, WEIGHTS, storage.read_manifest(self.folder))
+
+    def _model(self) -> DiffusionModel:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it fell back to another checkpoint: the hashes are a row already
+            return DiffusionModel.load(self.folder)
+
+    def check(self, law: str, measured: float | None, high: float, low: float = 0.0, note: str = "") -> Check:
+        return Check("run", self.name, law, measured, high, low, note)
+
+
+def files_are_whole(run: _Run) -> Iterator[Check]:
+    """Every file that the manifest names has the sha256 that it states."""
+    manifest, bad = storage.read_manifest(run.folder), []
+    for name in manifest["sha256"]:
+        try:
+            storage.read_file(run.folder, name, manifest)
+        except CheckpointError as error:
+            bad.append(str(error))
+    yield run.check("damaged files", len(bad), 0.0, note=bad[0] if bad else f"of {len(manifest['sha256'])}, by sha256")
+
+
+def weights_are_finite(run: _Run) -> Iterator[Check]:
+    """No weight, averaged or raw, is nan or infinite."""
+    bad = {name: int((~torch.isfinite(value)).sum()) for name, value in run.tensors().items()}
+    worst = max(bad, key=lambda name: bad[name])
+    note = f"most in {worst}: use an earlier checkpoint" if bad[worst] else f"in {len(bad)} tensors"
+    yield run.check("not finite", sum(bad.values()), 0.0, note=note)
+
+
+def average_moved(run: _Run) -> Iterator[Check]:
+    """The averaged weights are not the raw ones, as after training they never are: ‖ema - raw‖ / ‖raw‖."""
+    steps = run.model().facts.get("steps", 0)
+    if not steps or "train_state.json" not in storage.read_manifest(run.folder)["sha256"]:
+        why = "no step was taken yet" if not steps else "a saved model holds one set of weights"
+        yield run.check("EMA moved", None, math.inf, note=why)
+        return
+    averaged, raw = (
+        torch.cat([v.double().flatten() for n, v in sorted(run.tensors().items()) if n.startswith(f"{which}/")])
+        for which in ("ema", "raw")
+    )
+    distance = ((averaged - raw).norm() / raw.norm()).item()
+    note = f"relative distance from raw after {steps} steps; 0 means that no average was kept"
+    yield run.check("EMA moved", distance, 1.0, 1e-7, note)
+
+
+def codec_inverts(run: _Run) -> Iterator[Check]:
+    """decode(encode) is the identity on the data's whole range, relative to its width."""
+    codec = run.model().codec
+    low, high = codec.data.low, codec.data.high
+    values = torch.linspace(low, high, 256)
+    data = values.reshape(-1, *[1] * len(codec.data.shape)).expand(-1, *codec.data.shape)
+    worst = (codec.decode(codec.encode(data)) - data).abs().max().item() / (high - low)
+    yield run.check("decode(encode)", worst, 1e-5, note=f"share of the range {low:g} to {high:g}, 256 values")
+
+
+def prior_fits(run: _Run) -> Iterator[Check]:
+    """How much of the variance at t = 1 is still the data's, α² / (α² + σ²): sampling starts as if it were none.
+
+    Source: Lin et al., arXiv 2305.08891, for what goes wrong; Stable Diffusion's 0.0047 is their example.
+    """
+    log_snr = run.model().recipe.process.time_map.log_snr(1.0)
+    left = 1.0 / (1.0 + math.exp(-log_snr)) if log_snr > -700.0 else 0.0
+    note = f"λ(1) = {log_snr:.3g}"
+    if left > SIGNAL_LEFT:
+        note += (
+            ": samples will keep the data's mean brightness. Train with a time map that ends lower, or at λ = -∞ "
+            "(flow; cosine) with target v or velocity"
+        )
+    yield run.check("signal at t = 1", left, SIGNAL_LEFT, note=note)
+
+
+def samples_fit(run: _Run) -> Iterator[Check]:
+    """The default sampler runs, and its samples have about the data's mean and spread in every channel.
+
+    In the codec's units, in which the data have mean 0 and standard deviation 1. Four standard errors of the means of
+    samples, over a sample's own numbers, are added to the first bound; what is left is for a model that is not perfect.
+    """
+    model = run.model()
+    steps = min(model.recipe.grid.num_steps, MOST_STEPS)
+    labels = None
+    if model.conditioner is not None:
+        labels = [model.conditioner.names[i % len(model.conditioner.names)] for i in range(NUM_SAMPLES)]
+    samples = model.sample(NUM_SAMPLES, labels=labels, steps=steps)
+    latents = model.codec.encode(samples).double().flatten(2)
+    sampler = type(model.recipe.sampler).__name__
+    note = f"{NUM_SAMPLES} samples by {sampler} in {steps} steps"
+    yield run.check("samples not finite", int((~torch.isfinite(latents)).sum()), 0.0, note=note)
+    each = latents.mean(2)
+    error = 4.0 * (each.std(0) / NUM_SAMPLES**0.5).max().item()
+    yield run.check("channel mean", each.mean(0).abs().max().item(), MEAN_OFF + error, note=f"largest, in stds; {note}")
+    spread = latents.transpose(0, 1).flatten(1).std(1)
+    off = max(spread.tolist(), key=lambda value: abs(math.log(max(value, 1e-12))))
+    yield run.check("channel std", off, STD_OFF, 1.0 / STD_OFF, note=f"farthest from 1; {note}")
