@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from diff_diffusion.core.time_maps import TimeMap
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.registry import register
-from diff_diffusion.tensors import Real
+from diff_diffusion.tensors import Real, maths
 
 
 @register("time_map/tabulated")
@@ -63,14 +64,15 @@ class Tabulated(TimeMap):
 
 def _interpolate(places: Sequence[float], values: Sequence[float], at: Real) -> Real:
     """The line through (places, values), places rising; beyond them the value at the nearer end."""
-    if not isinstance(at, Tensor):
-        at = min(max(at, places[0]), places[-1])
-        high = max(bisect_left(places, at), 1)
-        share = (at - places[high - 1]) / (places[high] - places[high - 1])
-        return values[high - 1] * (1.0 - share) + values[high] * share
-    knots, levels = (torch.tensor(numbers, dtype=torch.float64) for numbers in (places, values))
-    at = at.clamp(places[0], places[-1])
-    above = torch.searchsorted(knots, at.detach()).clamp(min=1)
+    knots: Any
+    levels: Any
+    above: Any
+    at = maths(at).clip(at, places[0], places[-1])
+    if isinstance(at, Tensor):
+        knots, levels = (torch.tensor(numbers, dtype=torch.float64) for numbers in (places, values))
+        above = torch.searchsorted(knots, at.detach()).clamp(min=1)
+    else:
+        knots, levels, above = places, values, max(bisect_left(places, at), 1)
     share = (at - knots[above - 1]) / (knots[above] - knots[above - 1])
     return levels[above - 1] * (1.0 - share) + levels[above] * share
 

@@ -233,17 +233,19 @@ class TabulatedBetas(TimeMap):
 
     def log_snr(self, t: Real) -> Real:
         table, count = self._table, len(self.betas)
-        place, left = t * count, (1.0 - t) * count
+        place: Any = t * count
+        left: Any = (1.0 - t) * count
         silent = table[-1] == -math.inf
         if isinstance(place, Tensor):
-            knots = torch.tensor(table[: count - silent], dtype=torch.float64)
+            knots: Any = torch.tensor(table[: count - silent], dtype=torch.float64)
             below = place.detach().long().clamp(1, max(len(knots) - 1, 1))
             above = below.clamp(max=len(knots) - 1)
             inner = knots[below - 1] + (place - below) * (knots[above] - knots[below - 1])
             # A branch not taken must be finite too: its gradient would be nan.
-            found = torch.where(place <= 1.0, knots[0] - torch.log(place.clamp(max=1.0)), inner)
-            quiet = knots[-1] + 2.0 * torch.log(left.clamp(max=1.0))
-            return torch.where(place >= count - 1, quiet, found) if silent else found
+            found: Any = torch.where(place <= 1.0, knots[0] - torch.log(place.clamp(max=1.0)), inner)
+            if silent:
+                found = torch.where(place >= count - 1, knots[-1] + 2.0 * torch.log(left.clamp(max=1.0)), found)
+            return found
         if place <= 1.0:
             return table[0] - maths(t).log(place)
         if silent and place >= count - 1:
