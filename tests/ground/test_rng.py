@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
 
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.rng import Noise, derive, generator
@@ -19,6 +22,7 @@ NORMAL_LAST = [0.8882692456245422, 0.052770551294088364]
 UNIFORM_7 = [0.36875724234090046, 0.14849136686222997]
 DERIVED = 39985987035168720
 INTEGERS = [596, 587, 544, 682]
+INCREMENTS = [-1.9169784784317017, -1.1956226825714111, -0.53664630651474]
 
 
 def test_the_numbers_are_frozen() -> None:
@@ -142,3 +146,96 @@ def test_derived_seeds_differ_by_every_part_of_their_path() -> None:
     paths = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 1), (0, "a", 2), (0, 1, "a")]
     assert len({derive(*path) for path in paths}) == len(paths)
     assert all(0 <= derive(*path) < 2**64 for path in paths)
+
+
+# ---- Brownian paths ------------------------------------------------------------------------------------------------
+
+
+class Units(Noise):
+    """Each draw is a direction of its own: what is made of draws then shows how, [number of draws] numbers."""
+
+    def __init__(self, count: int, rows: dict[tuple[str, int], int] | None = None) -> None:
+        super().__init__(range(count))
+        object.__setattr__(self, "rows", {} if rows is None else rows)
+
+    def normal(self, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
+        if self._increment is not None:
+            return super().normal(shape, like)
+        rows: dict[tuple[str, int], int] = self.__dict__["rows"]
+        out = torch.zeros(tuple(shape), dtype=torch.float64)
+        out[rows.setdefault((self.stream, self.step), len(rows))] = 1.0
+        return out
+
+
+def increments(noise: Noise, places: Sequence[float], leg: int = 0) -> Tensor:
+    """The normal numbers of the steps between places τ on a path, [steps, len(noise)]."""
+    path, shape = noise.path(leg, lambda t: 1.0 - t), (len(noise), 1)
+    steps = [noise.at(i + 1, (path, 1.0 - a, 1.0 - b)) for i, (a, b) in enumerate(pairwise(places))]
+    return torch.stack([step.normal(shape)[:, 0] for step in steps])
+
+
+PLACES = st.lists(st.floats(1e-6, 1.0 - 1e-6), min_size=2, max_size=40, unique=True).map(sorted)
+
+
+@given(places=PLACES)
+def test_increments_of_any_grid_are_independent_and_standard_normal(places: list[float]) -> None:
+    """Exactly: as sums of independent draws their covariance is the identity to rounding."""
+    found = increments(Units(4000), places)
+    assert torch.allclose(found @ found.T, torch.eye(len(found), dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_a_grid_that_goes_to_both_ends_and_one_of_tiny_steps() -> None:
+    for places in ([0.0, 1.0], [0.0, 1e-12, 0.5, 1.0 - 1e-12, 1.0], [0.3 + 1e-13 * i for i in range(20)]):
+        found = increments(Units(4000), places)
+        assert torch.allclose(found @ found.T, torch.eye(len(found), dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_two_grids_read_the_same_path() -> None:
+    """A step's number is the sum of a finer grid's in its place, up to the two ends, each off by less than the bridge
+    over a quarter of a step: correlation above 0.9, and 1 where the ends are dyadic."""
+    rows: dict[tuple[str, int], int] = {}
+    noise = Units(6000, rows)
+    for ends, least in (([0.1, 0.37, 0.62, 0.9], 0.9), ([0.125, 0.25, 0.5, 0.875], 1.0 - 1e-12)):
+        places = sorted({*(i / 97 for i in range(98)), *ends})
+        coarse, fine = increments(noise, ends), increments(noise, places)
+        for k, (a, b) in enumerate(pairwise(ends)):
+            inside = [i for i, (c, d) in enumerate(pairwise(places)) if a <= c and d <= b]
+            total = sum(fine[i] * ((places[i + 1] - places[i]) / (b - a)) ** 0.5 for i in inside)
+            assert (coarse[k] @ total).item() >= least
+
+
+def test_another_leg_is_another_path() -> None:
+    found = torch.cat([increments(Units(200, rows), [0.1, 0.4, 0.9], leg) for rows in [{}] for leg in (0, 1)])
+    assert torch.allclose(found @ found.T, torch.eye(4, dtype=torch.float64), atol=1e-12)
+
+
+def test_the_first_part_of_a_step_is_part_of_it() -> None:
+    """√(whole) n = √(part) n_1 + √(rest) n_2, whether or not the part was asked for; asking twice changes nothing."""
+    noise, shape = Units(300), (300, 1)
+    path = noise.path(0, lambda t: 1.0 - t)
+    step = noise.at(1, (path, 0.9, 0.5))
+    part, whole, again = step.until(0.8).normal(shape), step.normal(shape), step.normal(shape)
+    assert (part * part).sum().item() == pytest.approx(1.0)
+    assert (whole * whole).sum().item() == pytest.approx(1.0)
+    assert (part * whole).sum().item() == pytest.approx((0.1 / 0.4) ** 0.5)
+    assert torch.equal(whole, again)
+
+
+def test_increments_of_many_seeds_are_standard_normal_and_frozen() -> None:
+    """The real numbers: 5,000 seeds, moments within 5 standard errors; and for ever the same."""
+    count = 5_000
+    found = increments(Noise(range(count)), [0.05, 0.31, 0.33, 0.8]).double()
+    assert stats.kstest(found.flatten().numpy(), "norm").pvalue > 0.01
+    assert torch.allclose(found.cov(), torch.eye(3, dtype=torch.float64), atol=5 * (2 / count) ** 0.5)
+    assert found[:, 0].tolist() == pytest.approx(INCREMENTS, abs=1e-6)
+
+
+def test_a_path_is_read_once_and_a_plain_noise_has_no_parts() -> None:
+    noise = Noise([1])
+    path = noise.path(0, lambda t: 1.0 - t)
+    noise.at(2, (path, 0.5, 0.2)).normal((1, 2))
+    with pytest.raises(ConfigError, match="in the order of its steps"):
+        noise.at(1, (path, 0.9, 0.5)).normal((1, 2))
+    with pytest.raises(ConfigError, match="along a path has parts"):
+        noise.until(0.5)
+    assert torch.equal(noise.at(2, (path, 0.5, 0.2)).fork("a").normal((1, 2)), noise.at(2).fork("a").normal((1, 2)))

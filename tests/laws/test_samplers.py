@@ -22,7 +22,7 @@ from diff_diffusion.core.denoiser import Denoiser
 from diff_diffusion.core.gaussian import SCALINGS, Gaussian
 from diff_diffusion.core.posterior import GaussianPosterior, Posterior
 from diff_diffusion.core.time_maps import Cosine, Flow, LinearLogSnr
-from diff_diffusion.rng import Noise
+from diff_diffusion.rng import Brownian, Noise
 from diff_diffusion.samplers import grid as grids
 from diff_diffusion.samplers.ancestral import Ancestral
 from diff_diffusion.samplers.sampler import Sampler, Step, sample, trajectory
@@ -97,28 +97,37 @@ def test_the_error_falls_with_the_order_of_the_sampler(
 # ---- exact moments of a linear model -------------------------------------------------------------------------------
 
 
-class Impulses:
-    """Noise for a batch of num_steps + 1 samples: sample i sees a 1 at step i and zeros at all others."""
+class Impulses(Noise):
+    """Noise for a linear walk: the i-th draw that is asked for anywhere is 1 for sample i and 0 for all others.
 
-    def __init__(self, step: int = 0) -> None:
-        self.step = step
+    A draw is a (stream, step); the Brownian path of the steps is the real one, made of such draws.
+    """
 
-    def at(self, step: int) -> Impulses:
-        return Impulses(step)
+    def __init__(self, count: int) -> None:
+        super().__init__(range(count))
+        object.__setattr__(self, "rows", {})
 
     def normal(self, shape: Any, like: Tensor | None = None) -> Tensor:
+        if self._increment is not None:
+            return super().normal(shape, like)
         out = torch.zeros(tuple(shape), dtype=torch.float64)
-        out[self.step] = 1.0
+        rows: dict[tuple[str, int], int] = self.__dict__["rows"]
+        out[rows.setdefault((self.stream, self.step), len(rows))] = 1.0
         return out
 
 
+def variance_of_walk(denoiser: Denoiser, sampler: Sampler, times: list[float]) -> float:
+    """The exact variance of the samples of a linear walk from the prior, without Monte Carlo: the sum of the squares
+    of its responses to a unit of each number it draws."""
+    noise = Impulses(1 if sampler.deterministic and times == sorted(times, reverse=True) else 16 * len(times))
+    assert isinstance(denoiser.process, Gaussian)
+    start = denoiser.process.prior((len(noise), 1), noise, times[0])
+    return (walk(denoiser, sampler, times, start, noise)[-1].x ** 2).sum().item()
+
+
 def exact_variance(sampler: Sampler, variance: float, num_steps: int) -> float:
-    """The variance of the samples for data N(0, v), without Monte Carlo: a linear walk's is the sum of the squares of
-    its responses to a unit of each noise it draws."""
-    denoiser = Linear(WIDE, variance)
-    times = grids.LogSnr(num_steps, 12.0, -12.0).times(WIDE)
-    start = WIDE.prior((num_steps + 1, 1), Impulses(0), times[0])  # type: ignore[arg-type]
-    return (walk(denoiser, sampler, times, start, Impulses())[-1].x ** 2).sum().item()
+    """The variance of the samples for data N(0, v)."""
+    return variance_of_walk(Linear(WIDE, variance), sampler, grids.LogSnr(num_steps, 12.0, -12.0).times(WIDE))
 
 
 @every_sampler
@@ -283,13 +292,16 @@ def test_a_sampler_forgets_at_a_jump(sampler: Sampler) -> None:
     middle = steps[4]  # 0.2 -> 0.9
     assert (middle.t, middle.s) == (0.2, 0.9)
 
-    class Later:
-        """The same noise, five steps on."""
+    class Later(Noise):
+        """The same noise, five steps and two jumps on."""
 
-        def at(self, step: int) -> Noise:
-            return noise.at(step + 5)
+        def at(self, step: int, along: Any = None) -> Noise:
+            return noise.at(step + 5, along)
 
-    again = walk(denoiser, sampler, JUMPS[5:], middle.x, Later())
+        def path(self, leg: int, clock: Any) -> Brownian:
+            return noise.path(leg + 2, clock)
+
+    again = walk(denoiser, sampler, JUMPS[5:], middle.x, Later(range(4)))
     assert torch.equal(again[-1].x, steps[-1].x)
 
 
@@ -302,6 +314,4 @@ def test_going_back_and_forth_keeps_the_marginal(sampler: Sampler) -> None:
     high = [t for t in down if t > near]
     again = [near, *([far, *(t for t in down if near < t < far), near] * 3)]
     times = high + again + [t for t in down if t < near]
-    start = process.prior((len(times), 1), Impulses(0), 1.0)  # type: ignore[arg-type]
-    x = walk(Linear(process, variance), sampler, times, start, Impulses())[-1].x
-    assert (x**2).sum().item() == pytest.approx(variance, rel=0.06)
+    assert variance_of_walk(Linear(process, variance), sampler, times) == pytest.approx(variance, rel=0.06)

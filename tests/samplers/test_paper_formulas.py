@@ -22,7 +22,7 @@ from diff_diffusion.rng import Noise
 from diff_diffusion.samplers import grid as grids
 from diff_diffusion.samplers.ancestral import Ancestral
 from diff_diffusion.samplers.multistep import Multistep
-from diff_diffusion.samplers.sampler import Sampler, Step, trajectory
+from diff_diffusion.samplers.sampler import Sampler, Step, clock, trajectory
 from diff_diffusion.samplers.single_step import Heun
 
 MODES = {"means": [[-0.6], [0.9]], "covariances": [0.09, 0.0625], "weights": [0.6, 0.4]}
@@ -38,6 +38,12 @@ def steps_of(denoiser: Denoiser, sampler: Sampler, times: list[float]) -> tuple[
     return x, list(trajectory(denoiser, sampler, times, x, noise=NOISE))
 
 
+def noise_of(process: Gaussian, times: list[float]) -> list[Tensor]:
+    """The normal numbers that each step along `times` draws."""
+    path = NOISE.path(0, clock(process))
+    return [NOISE.at(i + 1, (path, t, s)).normal((5, 1)).double() for i, (t, s) in enumerate(pairwise(times))]
+
+
 def eps_hat(denoiser: Denoiser, x_t: Tensor, t: float) -> Tensor:
     assert isinstance(denoiser.process, Gaussian)
     alpha, sigma = denoiser.process.scales(t)
@@ -51,11 +57,12 @@ def test_ddpm_is_the_textbook_step_at_every_i() -> None:
     alpha_bars = np.cumprod(1.0 - betas)
     mixture = GaussianMixture(Gaussian(TabulatedBetas(betas.tolist())), **MODES)
     x, steps = steps_of(mixture, Ancestral(eta=1.0), grids.Uniform(200).times(mixture.process))
+    drawn = noise_of(mixture.process, grids.Uniform(200).times(mixture.process))
     for step, i in zip(steps, range(200, 0, -1), strict=True):
         beta, alpha_bar = betas[i - 1], alpha_bars[i - 1]
         previous = alpha_bars[i - 2] if i > 1 else 1.0
         mean = (x - beta / math.sqrt(1 - alpha_bar) * eps_hat(mixture, x, i / 200)) / math.sqrt(1 - beta)
-        z = NOISE.at(step.index + 1).normal((5, 1)).double()
+        z = drawn[step.index]
         expected = mean + math.sqrt(beta * (1 - previous) / (1 - alpha_bar)) * z
         assert torch.allclose(step.x, expected, rtol=1e-9, atol=1e-9), i
         x = step.x
@@ -67,12 +74,13 @@ def test_ddim_is_equation_12(eta: float) -> None:
     mixture = GaussianMixture(Gaussian(LinearBeta()), **MODES)
     times = grids.Uniform(20).times(mixture.process)
     x, steps = steps_of(mixture, Ancestral(eta=eta), times)
+    drawn = noise_of(mixture.process, times)
     for step in steps[:-1]:
         bar_t, bar_s = (mixture.process.scales(time)[0] ** 2 for time in (step.t, step.s))
         eps = eps_hat(mixture, x, step.t)
         x_0 = (x - math.sqrt(1 - bar_t) * eps) / math.sqrt(bar_t)
         c = eta * math.sqrt((1 - bar_s) / (1 - bar_t)) * math.sqrt(1 - bar_t / bar_s)
-        z = NOISE.at(step.index + 1).normal((5, 1)).double()
+        z = drawn[step.index]
         expected = math.sqrt(bar_s) * x_0 + math.sqrt(1 - bar_s - c**2) * eps + c * z
         assert torch.allclose(step.x, expected, rtol=1e-9, atol=1e-9)
         x = step.x
@@ -113,6 +121,7 @@ def test_multistep_2_is_dpm_solver_2m(scaling: str, eta: float) -> None:
     process = Gaussian(LinearLogSnr(10.0, -8.0), scaling)
     mixture = GaussianMixture(process, **MODES)
     x, steps = steps_of(mixture, Multistep(2, eta), UNEVEN)
+    drawn = noise_of(process, UNEVEN)
     answers: list[Tensor] = []
     before = math.nan
     for step in steps[:-1]:
@@ -125,7 +134,7 @@ def test_multistep_2_is_dpm_solver_2m(scaling: str, eta: float) -> None:
         if eta == 0.0:
             expected = sigma_s / sigma_t * x - alpha_s * (math.exp(-h) - 1) * d
         else:
-            z = NOISE.at(step.index + 1).normal((5, 1)).double()
+            z = drawn[step.index]
             expected = sigma_s / sigma_t * math.exp(-h) * x + alpha_s * (1 - math.exp(-2 * h)) * d
             expected = expected + sigma_s * math.sqrt(1 - math.exp(-2 * h)) * z
         assert torch.allclose(step.x, expected, rtol=1e-9, atol=1e-9)

@@ -9,7 +9,7 @@ from torch import Tensor
 from diff_diffusion.core.analytic import GaussianMixture
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.posterior import Posterior
-from diff_diffusion.core.process import Corrupted, Process
+from diff_diffusion.core.process import Corrupted, Error, Process
 from diff_diffusion.core.time_maps import Flow
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.rng import Noise
@@ -41,6 +41,12 @@ class Foreign(Process):
         raise NotImplementedError
 
     def prior(self, shape: object, noise: Noise, t: float = 1.0) -> Tensor:
+        raise NotImplementedError
+
+    def error(self, corrupted: Corrupted, posterior: Posterior) -> Error:
+        raise NotImplementedError
+
+    def shown(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         raise NotImplementedError
 
 

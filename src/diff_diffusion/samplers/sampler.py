@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 from diff_diffusion.cond import Cond
 from diff_diffusion.core.denoiser import Denoiser
 from diff_diffusion.core.posterior import Posterior
-from diff_diffusion.core.process import Process
+from diff_diffusion.core.process import Moment, Process
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.registry import build, names
 from diff_diffusion.rng import Noise
 from diff_diffusion.samplers.grid import Grid
+from diff_diffusion.tensors import maths
 
 
 class Sampler(ABC):
@@ -101,6 +102,12 @@ def check_times(times: Sequence[float]) -> None:
         raise ConfigError(f"a grid has no step of length 0, but it stays at {same}")
 
 
+def clock(process: Process) -> Callable[[float], float]:
+    """The clock of samples' Brownian paths, τ = sigmoid(λ(t)/4): bounded, and of no time map or scaling."""
+    log_snr = process.time_map.log_snr
+    return lambda t: float(maths(t).sigmoid(0.25 * log_snr(t)))
+
+
 def trajectory(
     denoiser: Denoiser,
     sampler: Sampler,
@@ -112,8 +119,10 @@ def trajectory(
 ) -> Iterator[Step]:
     """The walk of `x` along `times`, a step at a time.
 
-    A step to a noisier time applies the forward kernel, so churn, restarts and time travel are only grids. Step i draws
-    its noise at `noise.at(i + 1)`; the prior of a sample is drawn at `noise.at(0)`.
+    A step to a noisier time applies the forward kernel, so churn, restarts and time travel are only grids. The prior
+    of a sample is drawn at `noise.at(0)`, and step i's noise is `noise.at(i + 1)`, but for the normal numbers of steps
+    down: these are increments of one Brownian path, so that a sample converges as its grid is refined. After a jump a
+    new path begins: the old one has been seen.
 
     Args:
         denoiser: answers for x_0; `cond` is passed on to it.
@@ -129,13 +138,16 @@ def trajectory(
     check_fits(sampler, denoiser.process)
     check_times(times)
     watched, state = _Watched(denoiser), None
-    for index, (t, s) in enumerate(pairwise(times)):
+    legs, tau = count(), clock(denoiser.process)
+    path = noise.path(next(legs), tau)
+    for index, (t, s) in enumerate(pairwise([Moment(time, denoiser.process) for time in times])):
         watched.first = None
         with torch.no_grad():  # not around the yield: the caller's gradient mode is the caller's
             if s > t:
                 x, state = denoiser.process.renoise(x, t, s, noise.at(index + 1)), None
+                path = noise.path(next(legs), tau)
             else:
-                x, state = sampler.step(watched, x, t, s, state, cond, noise.at(index + 1))
+                x, state = sampler.step(watched, x, t, s, state, cond, noise.at(index + 1, (path, t, s)))
         yield Step(index, t, s, x, watched.first, watched.nfe)
 
 
