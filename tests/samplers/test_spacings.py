@@ -142,6 +142,12 @@ def test_restart_goes_up_and_down_between_its_ends() -> None:
     assert grid.num_steps == 25 + 12
 
 
+def test_another_number_of_steps_is_shared_out_in_proportion() -> None:
+    grid = Restart(Karras(30), repeats=2, inner=10)
+    shares = {n: (again.grid.num_steps, again.inner) for n in (4, 5, 25, 50, 100) if (again := grid.with_steps(n))}
+    assert shares == {4: (2, 1), 5: (3, 1), 25: (15, 5), 50: (30, 10), 100: (60, 20)}
+
+
 def test_restarts_nest() -> None:
     """The paper's several intervals are restarts of a restart."""
     inner = Restart(LogSnr(25, 12.0, -12.0), repeats=1, inner=2, low=math.exp(-2.0), high=math.exp(-1.0))
