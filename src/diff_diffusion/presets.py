@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,17 @@ import numpy as np
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.process import Process
 from diff_diffusion.core.targets import LinearTarget, Target
-from diff_diffusion.core.time_maps import Cosine, Flow, LinearBeta, LinearLogSnr, TabulatedBetas, TimeMap, Truncated
+from diff_diffusion.core.time_maps import (
+    Cosine,
+    Flow,
+    LinearBeta,
+    LinearLogSnr,
+    SubVp,
+    TabulatedBetas,
+    TimeMap,
+    Truncated,
+    zero_terminal_snr,
+)
 from diff_diffusion.errors import ConfigError, listed
 from diff_diffusion.objectives.denoising import Objective
 from diff_diffusion.objectives.levels import Normal, Uniform
@@ -23,6 +34,7 @@ from diff_diffusion.samplers.ancestral import Ancestral
 from diff_diffusion.samplers.multistep import Multistep
 from diff_diffusion.samplers.sampler import Sampler
 from diff_diffusion.samplers.single_step import Heun
+from diff_diffusion.samplers.spacing import Spacing
 
 
 @register("recipe/recipe")
@@ -104,6 +116,61 @@ def edm() -> Recipe:
     return Recipe(process, LinearTarget("edm"), objective, Heun(), grid.Karras(18))
 
 
+def vp_sde(num_inference_steps: int = 1000) -> Recipe:
+    """The variance preserving SDE, β from 0.1 to 20, trained by denoising score matching.
+
+    The three papers' SDEs divide what their network says by σ before they call it the score, so the network's own
+    output is eps with the sign turned, and their weight σ² on the score's error is L_simple. Source: Song et al.,
+    arXiv 2011.13456.
+
+    Args:
+        num_inference_steps: steps of sampling.
+    """
+    return _score_sde(Gaussian(LinearBeta()), num_inference_steps)
+
+
+def ve_sde(sigma_min: float = 0.01, sigma_max: float = 50.0, num_inference_steps: int = 1000) -> Recipe:
+    """The variance exploding SDE, trained like `vp_sde`. Source: Song et al., arXiv 2011.13456.
+
+    Args:
+        sigma_min, sigma_max: the noise that data of variance 1 are given, from first to last, geometrically.
+        num_inference_steps: steps of sampling.
+
+    Raises:
+        ConfigError: sigmas that are not positive and rising.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise ConfigError(f"ve_sde needs 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
+    levels = LinearLogSnr(-2.0 * math.log(sigma_min), -2.0 * math.log(sigma_max))
+    return _score_sde(Gaussian(levels, "ve"), num_inference_steps)
+
+
+def sub_vp_sde(num_inference_steps: int = 1000) -> Recipe:
+    """The sub-VP SDE: the VP SDE's α with σ = 1 - α², trained like `vp_sde`. Source: Song et al., arXiv 2011.13456."""
+    return _score_sde(Gaussian(SubVp(LinearBeta()), "sub_vp"), num_inference_steps)
+
+
+def _score_sde(process: Gaussian, num_steps: int) -> Recipe:
+    objective = Objective(Uniform(), Simple())
+    return Recipe(process, LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(num_steps), clip=True)
+
+
+def zero_snr(
+    timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, num_inference_steps: int = 50
+) -> Recipe:
+    """Zero terminal SNR: DDPM's chain rescaled to end in pure noise, v, and steps that begin there.
+
+    Source: Lin et al., arXiv 2305.08891.
+
+    Args:
+        timesteps, beta_start, beta_end: of the chain that is rescaled.
+        num_inference_steps: steps of sampling.
+    """
+    betas = zero_terminal_snr(np.linspace(beta_start, beta_end, timesteps).tolist())
+    objective, steps = Objective(Uniform(), Unit()), Spacing(num_inference_steps, timesteps, "trailing")
+    return Recipe(Gaussian(TabulatedBetas(betas)), LinearTarget("v"), objective, Ancestral(eta=0.0), steps)
+
+
 def rectified_flow() -> Recipe:
     """The straight path: velocity, logit-normal levels, multistep sampling on a λ grid.
 
@@ -120,6 +187,10 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "edm": edm,
     "iddpm": iddpm,
     "rectified_flow": rectified_flow,
+    "sub_vp_sde": sub_vp_sde,
+    "ve_sde": ve_sde,
+    "vp_sde": vp_sde,
+    "zero_snr": zero_snr,
 }
 
 

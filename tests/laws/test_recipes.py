@@ -40,7 +40,9 @@ def test_the_parts_of_a_recipe_fit(name: str) -> None:
 @every_recipe
 def test_a_recipe_samples_an_exact_mixture(name: str) -> None:
     """64 samples of two narrow modes: all within 6 deviations of one, both found."""
-    whole = recipe(name, timesteps=100) if name in ("ddpm", "iddpm") else recipe(name)
+    fewer = {"timesteps": 100} if name in ("ddpm", "iddpm") else {}
+    fewer |= {"num_inference_steps": 200} if name.endswith("_sde") else {}
+    whole = recipe(name, **fewer)
     assert isinstance(whole.process, Gaussian)
     mixture = GaussianMixture(whole.process, [[-1.0], [1.0]], [0.01, 0.01])
     x = sample(mixture, whole.sampler, whole.grid, (1,), noise=Noise(range(64))).double()
@@ -86,6 +88,29 @@ def test_iddpm_ends_where_its_cap_on_beta_puts_it() -> None:
     assert whole.process.time_map.log_snr(1.0) == pytest.approx(math.log(last / (1 - last)), abs=0.2)
 
 
+def test_score_sdes_are_the_papers_processes() -> None:
+    """arXiv 2011.13456: β from 0.1 to 20; σ from 0.01 to 50; sub-VP's variance is the square of VP's."""
+    vp, ve, sub_vp = (recipe(name).process for name in ("vp_sde", "ve_sde", "sub_vp_sde"))
+    assert isinstance(vp, Gaussian)
+    assert isinstance(ve, Gaussian)
+    assert isinstance(sub_vp, Gaussian)
+    for t in (0.001, 0.3, 1.0):
+        log_alpha = -0.25 * t * t * (20.0 - 0.1) - 0.5 * t * 0.1
+        assert vp.scales(t) == pytest.approx((math.exp(log_alpha), math.sqrt(-math.expm1(2 * log_alpha))), rel=1e-9)
+        assert sub_vp.scales(t) == pytest.approx((math.exp(log_alpha), -math.expm1(2 * log_alpha)), rel=1e-9)
+        assert ve.scales(t) == pytest.approx((1.0, 0.01 * 5000.0**t), rel=1e-9)
+
+
+def test_zero_snr_begins_in_pure_noise_and_keeps_the_first_step() -> None:
+    whole, before = recipe("zero_snr"), recipe("ddpm")
+    assert isinstance(whole.process, Gaussian)
+    assert isinstance(before.process, Gaussian)
+    assert whole.process.scales(1.0) == (0.0, 1.0)
+    assert whole.process.scales(0.001) == pytest.approx(before.process.scales(0.001), rel=1e-12)
+    times = whole.grid.times(whole.process)
+    assert (times[0], len(times)) == (1.0, 51)
+
+
 def test_options_reach_the_parts() -> None:
     whole = recipe("ddim", timesteps=500, beta_end=0.03, num_inference_steps=7)
     assert whole.process == build(
@@ -101,6 +126,7 @@ def test_options_reach_the_parts() -> None:
         ("edm", {"timesteps": 10}, "takes no timesteps"),
         ("ddim", {"beta_schedule": "cosin"}, "'linear' or 'cosine'"),
         ("ddim", {"beta_schedule": "cosine", "beta_end": 0.1}, "no beta_end"),
+        ("ve_sde", {"sigma_min": 2.0, "sigma_max": 1.0}, "not 2.0 and 1.0"),
     ],
 )
 def test_what_a_recipe_does_not_take_is_refused(name: str, options: dict[str, object], says: str) -> None:
