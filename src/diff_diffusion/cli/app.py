@@ -79,7 +79,10 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")] = 0,
     preset: Annotated[
         str | None,
-        typer.Option(help="rectified_flow (the default), edm, ddpm, ddim, iddpm, vp_sde, ve_sde, sub_vp_sde or zero_snr: process, target and sampler."),
+        typer.Option(
+            help="rectified_flow (the default), edm, ddpm, ddim, iddpm, vp_sde, ve_sde, sub_vp_sde or zero_snr: "
+            "process, target and sampler."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
