@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from diff_diffusion.errors import DiffusionError
 from diff_diffusion.registry import build, describe, names
 
 # What stands in for arguments without a default; the first row that a part takes is used.
@@ -30,7 +29,7 @@ def parts(kind: str) -> tuple[dict[str, Any], dict[str, str]]:
         try:
             part = _made(f"{kind}/{name}")
             key = str(describe(part))
-        except DiffusionError as error:
+        except Exception as error:  # whatever a stranger's constructor raises
             refused[name] = str(error)
             continue
         aliases.setdefault(key, []).append(name)
@@ -44,11 +43,11 @@ def _title(found: list[str]) -> str:
 
 
 def _made(full: str) -> Any:
-    problem: DiffusionError | None = None
+    problem: Exception | None = None
     for stand_in in STAND_INS:
         try:
             return build({"type": full, **stand_in})
-        except DiffusionError as error:
+        except Exception as error:
             problem = problem or error  # the first says what it needs; the others only what it does not take
     assert problem is not None
     raise problem

@@ -49,6 +49,9 @@ def checks(name: str, sampler: Sampler, draws: int = 125) -> Iterator[Check]:
     yield check("mean", abs(last[0]), 1e-10, note="relative, of N(0.7, 0.25)")
     high = 0.06 if sampler.order == 1 else 0.003
     yield check("variance", abs(last[1]), high, note=f"relative, exact, in {VARIANCE_STEPS[-1]} steps")
+    if hasattr(sampler, "eta"):
+        gap = abs(fresh_noise(sampler) - sampler.eta)
+        yield check("eta", gap, 0.01, note=f"fresh noise of a short step less the {sampler.eta:g} asked for")
     mixture, x = walked(sampler, Gaussian(NEAR, "flow"), 64, Noise(range(draws)), 64)
     yield check("Monte Carlo", mixture.distance(x), distance_bound(x.numel()), note=f"{x.numel()} draws, 64 steps")
     yield check("scalings", parity(sampler), 1e-10, note=f"of {', '.join(SCALINGS)}")
@@ -99,6 +102,15 @@ def moments(sampler: Sampler, times: Sequence[float], mean: float = 0.7, varianc
     left = alpha_0**2 * variance / (alpha_0**2 * variance + sigma_0**2)
     found = ((x[:-1] - x[-1]) ** 2).sum().item()
     return x[-1].item() / mean - 1.0, found / (left * variance) - 1.0
+
+
+def fresh_noise(sampler: Sampler) -> float:
+    """How much fresh noise a short step adds, as a share of what the reverse SDE adds: σ_s √(1 - ρ²)."""
+    t, s = WIDE.time_map.time(0.0), WIDE.time_map.time(0.02)
+    noise: Any = Impulses(8)
+    along = (noise.path(0, lambda t: 1.0 - t), t, s)
+    x = sampler.step(Normal(WIDE, 0.0, 1.0), torch.zeros(8, 1).double(), t, s, None, None, noise.at(1, along))[0]
+    return x.norm().item() / (WIDE.scales(s)[1] * math.sqrt(1.0 - WIDE.decay(t, s) ** 2))
 
 
 def walked(sampler: Sampler, process: Gaussian, num_steps: int, noise: Noise, size: int) -> tuple[TwoModes, Tensor]:
