@@ -62,10 +62,13 @@ EXAMPLES: dict[str, list[Description]] = {
         UNET | {"cond_width": 6},
         UNET | {"multipliers": [1, 1, 2], "attention": [], "channels": 3, "depth": 2},
     ],
+    "measure/huber": [{"delta": 0.3}],
+    "process/absorbing": [{"vocab": 5}],
     "process/gaussian": [
         {"time_map": {"type": "time_map/linear_log_snr"}, "scaling": scaling}
         for scaling in ("vp", "ve", "flow", "sub_vp")
     ],
+    "process/uniform_tokens": [{"vocab": 5, "time_map": {"type": "time_map/linear_log_snr"}}],
     "recipe/recipe": [RECIPE],
     "target/linear": [{"row": "v"}],
     "time_map/cosine": [{"offset": 0.0}],

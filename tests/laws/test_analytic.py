@@ -128,7 +128,7 @@ def test_its_error_is_that_of_x_0_with_the_snr_as_gain() -> None:
     mixture = GaussianMixture(Gaussian(Flow(), "flow"), MEANS, COVARIANCES, WEIGHTS)
     t = torch.tensor([0.2, 0.7], dtype=torch.float64)
     corrupted = mixture.process.marginal(points(2, 2), t, Noise([1, 2]))
-    error, gain = mixture.error(corrupted, None)
+    error, gain, _ = mixture.error(corrupted, None)
     assert torch.equal(error, mixture(corrupted.x_t, t).mean - corrupted.x_0)
     assert torch.allclose(gain, ((1 - t) / t) ** 2, rtol=1e-10)
 

@@ -16,15 +16,17 @@ from torch import Tensor
 
 from diff_diffusion.cond import Cond
 from diff_diffusion.core.analytic import GaussianMixture
+from diff_diffusion.core.categorical import UniformTokens
 from diff_diffusion.core.denoiser import NetworkDenoiser
 from diff_diffusion.core.gaussian import SCALINGS, Gaussian
 from diff_diffusion.core.targets import LinearTarget
 from diff_diffusion.core.time_maps import Flow, LinearBeta, LinearLogSnr
-from diff_diffusion.errors import ConfigError
+from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.networks.unet import UNet
 from diff_diffusion.objectives import Objective
-from diff_diffusion.objectives.levels import LOG_SNR_MAX, Levels, Normal, Uniform
-from diff_diffusion.objectives.weights import Edm, MinSnr, Simple, Unit, Weight
+from diff_diffusion.objectives.levels import LOG_SNR_MAX, Levels, LossAware, Normal, Uniform
+from diff_diffusion.objectives.measures import L1, Huber, Measure, Squared
+from diff_diffusion.objectives.weights import Edm, LearnedUncertainty, MinSnr, Simple, Unit, Vlb, Weight
 from diff_diffusion.rng import Noise
 
 LEVELS = torch.linspace(-20.0, 20.0, 81, dtype=torch.float64)
@@ -37,21 +39,27 @@ ON_X_0: dict[str, Callable[[float], float]] = {
     "simple": lambda snr: snr,  # ‖ε - ε̂‖² = SNR ‖x_0 - x̂_0‖²
     "min_snr": lambda snr: min(snr, 5.0),  # arXiv 2303.09556: min(SNR, γ) for a network that predicts x_0
     "edm": lambda snr: (1 / snr + 1.0) / (1 / snr),  # arXiv 2206.00364: (σ² + σ_d²) / (σ σ_d)², σ_d = 1, σ² = 1/SNR
+    "soft_min_snr": lambda snr: 1.0 / (1.0 / snr + 1.0 / 4.0),  # arXiv 2401.11605: 1 / (σ² + 1/γ)
+    "p2": lambda snr: snr / (1.0 + snr),  # arXiv 2204.00227: on ‖ε - ε̂‖² 1 / (k + SNR)^γ
+    "vlb": lambda snr: 0.5 * snr,  # arXiv 2107.00630: ½ ∫ ‖x_0 - x̂_0‖² dSNR = ½ ∫ SNR ‖x_0 - x̂_0‖² dλ
+    "sigmoid": lambda snr: snr / (1.0 + snr),  # arXiv 2303.00848: sigmoid(-λ) on ‖ε - ε̂‖² dλ
 }
 
 
 @pytest.mark.parametrize("weight", parts("weight"))
 def test_every_weight_is_its_papers(weight: Weight, request: pytest.FixtureRequest) -> None:
     name = request.node.callspec.id
-    if name == "unit":  # 1 on the target's own error, so it has no row; the next test is its law
-        with pytest.raises(ConfigError, match="no function of λ"):
-            weight.of(LEVELS)
-        return
     found = weight.of(LEVELS)
+    assert found.dtype == torch.float64
+    if weight.own:  # 1 on the target's own error, so it has no row; the next test is its law
+        assert torch.equal(found, torch.ones_like(LEVELS))
+        return
     expected = [ON_X_0[name](math.exp(level)) / math.exp(level) for level in LEVELS.tolist()]
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
-    gain = torch.linspace(0.5, 2.0, 81, dtype=torch.float64)
-    assert torch.allclose(weight.on_error(LEVELS, gain), found * gain)
+
+
+def test_weights_of_the_integral_are_those_of_the_bound() -> None:
+    assert {p.id for p in parts("weight") if p.values[0].integral} == {"vlb", "sigmoid"}
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
@@ -61,7 +69,7 @@ def test_min_snr_caps_the_weight_on_x_0(gamma: float) -> None:
 
 
 @pytest.mark.parametrize("process", scalings(LinearLogSnr(15.0, -15.0)), ids=SCALINGS)
-@pytest.mark.parametrize("target", parts("target"))
+@pytest.mark.parametrize("target", [p for p in parts("target") if isinstance(p.values[0], LinearTarget)])
 def test_unit_is_the_targets_own_squared_error(process: Gaussian, target: LinearTarget) -> None:
     """A network that outputs 0 has the target's own mean square as loss."""
     x_0, t = Noise(range(8)).normal((8, 3)).double(), torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
@@ -81,9 +89,10 @@ def test_edms_weight_is_unit_on_its_own_target() -> None:
     assert torch.allclose(one.per_sample, other.per_sample, rtol=1e-10)
 
 
-@pytest.mark.parametrize("weight", [Simple(), MinSnr(), Edm()])
-def test_a_weight_means_the_same_for_every_target(weight: Weight) -> None:
-    """The same x̂_0 costs the same, whatever the network calls it."""
+@pytest.mark.parametrize("weight", [p for p in parts("weight") if not p.values[0].own])
+@pytest.mark.parametrize("measure", [p for p in parts("measure") if p.id != "nats"])
+def test_a_weight_means_the_same_for_every_target(weight: Weight, measure: Measure) -> None:
+    """The same x̂_0 costs the same, whatever the network calls it and however errors are measured."""
     process = Gaussian(LinearLogSnr(10.0, -10.0), "flow")
     x_0, t = Noise(range(8)).normal((8, 3)).double(), torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
     corrupted = process.marginal(x_0, t, Noise(range(8), "eps"))
@@ -94,10 +103,21 @@ def test_a_weight_means_the_same_for_every_target(weight: Weight) -> None:
     for row in ("x0", "eps", "v", "velocity", "score", "edm"):
         target = LinearTarget(row)
         denoiser = NetworkDenoiser(Constant(target.encode(guess, guessed_eps, process, t)), process, target)
-        costs.append(Objective(weight=weight).at(denoiser, x_0, t, None, Noise(range(8), "eps")).per_sample)
-    expected = weight.of(process.time_map.log_snr(t)) * ((guessed_eps - corrupted.noise) ** 2).mean(1)
+        objective = Objective(weight=weight, measure=measure)
+        costs.append(objective.at(denoiser, x_0, t, None, Noise(range(8), "eps")).per_sample)
+    expected = weight.of(process.time_map.log_snr(t)) * COST[measure](guessed_eps - corrupted.noise).mean(1)
+    if weight.integral:  # uniform levels on a map linear in λ
+        expected = expected * 20.0
     for cost in costs:
         assert torch.allclose(cost, expected, rtol=1e-8)
+
+
+COST: dict[Measure, Callable[[Tensor], Tensor]] = {
+    Squared(): lambda e: e**2,
+    L1(): lambda e: e.abs(),
+    Huber(): lambda e: 2.0 * torch.nn.functional.huber_loss(e, torch.zeros_like(e), reduction="none", delta=1.0),
+    Huber(0.3): lambda e: 2.0 * torch.nn.functional.huber_loss(e, torch.zeros_like(e), reduction="none", delta=0.3),
+}
 
 
 class Constant(torch.nn.Module):
@@ -155,6 +175,131 @@ def test_logit_normal_levels_are_stable_diffusion_3s() -> None:
     (levels,) = [p.values[0] for p in parts("levels") if p.id == "logit_normal"]
     t = levels.draw(U, Gaussian(Flow(), "flow"))
     assert stats.kstest(torch.logit(t).numpy(), "norm").pvalue > 0.01
+
+
+@every_levels
+@pytest.mark.parametrize("process", [Gaussian(LinearBeta()), Gaussian(Flow(), "flow")], ids=["linear_beta", "flow"])
+def test_share_inverts_quantile(levels: Levels, process: Gaussian) -> None:
+    u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    assert torch.allclose(levels.share(levels.quantile(u, process), process), u, atol=1e-9)
+
+
+@every_levels
+@pytest.mark.parametrize("process", [Gaussian(LinearBeta()), Gaussian(Flow(), "flow")], ids=["linear_beta", "flow"])
+def test_density_is_the_slope_of_the_share(levels: Levels, process: Gaussian) -> None:
+    """p(λ) = -d share / dλ, by central differences."""
+    t = torch.linspace(0.0501, 0.9503, 40, dtype=torch.float64)
+    step = 1e-6
+    share = levels.place(t + step, process) - levels.place(t - step, process)
+    log_snr = process.time_map.log_snr(t + step) - process.time_map.log_snr(t - step)
+    assert torch.allclose(levels.density(t, process), -share / log_snr, rtol=1e-5)
+
+
+# ---- levels that adapt ----------------------------------------------------------------------------------------------
+
+
+def taught(levels: LossAware, process: Gaussian, loss: Callable[[Tensor], Tensor], batches: int = 60) -> LossAware:
+    """`levels` after seeing batches of 256 losses, a function of t."""
+    for batch in range(batches):
+        levels.begin()
+        u = (torch.arange(256) + Noise(range(256)).at(batch).uniform((256,))) / 256
+        t = levels.draw(u, process)
+        levels.record(t, loss(t) * levels.correction(t, process), process)
+    levels.begin()
+    return levels
+
+
+@pytest.mark.parametrize("base", [Uniform(), Normal(0.0, 2.0)], ids=["uniform", "normal"])
+def test_loss_aware_levels_are_drawn_in_proportion_to_the_loss(base: Levels) -> None:
+    """p ∝ base · √E[loss²], so that the corrected loss is the same everywhere: no variance is left between levels."""
+    process = Gaussian(LinearLogSnr(12.0, -12.0))
+
+    def loss(t: Tensor) -> Tensor:
+        return torch.exp(-30.0 * (t - 0.4) ** 2) + 0.1
+
+    levels = taught(LossAware(base, num_bins=64), process, loss)
+    u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    t = levels.quantile(u, process)
+    corrected = loss(t) * levels.correction(t, process)
+    plain = loss(base.quantile(u, process))
+    assert corrected.std() / corrected.mean() < 0.2 * plain.std() / plain.mean()
+    assert plain.std() / plain.mean() > 0.2
+    assert corrected.mean().item() == pytest.approx(plain.mean().item(), rel=0.02)  # the same expectation
+    assert torch.allclose(levels.share(t, process), u, atol=1e-9)
+
+
+def test_loss_aware_levels_are_plain_until_they_know_every_bin() -> None:
+    process, u = Gaussian(Flow(), "flow"), torch.linspace(0.01, 0.99, 30, dtype=torch.float64)
+    levels = LossAware(num_bins=8)
+    assert torch.allclose(levels.draw(u, process), Uniform().draw(u, process))
+    levels.record(torch.full((500,), 0.05, dtype=torch.float64), torch.full((500,), 9.0), process)
+    levels.begin()
+    assert torch.allclose(levels.draw(u, process), Uniform().draw(u, process))
+
+
+def test_what_a_batch_records_is_used_from_the_next_batch_on() -> None:
+    """However a batch is cut into micro-batches, its levels are those of the whole; nan losses teach nothing."""
+    process = Gaussian(LinearLogSnr(8.0, -8.0))
+    levels = taught(LossAware(num_bins=8), process, lambda t: t + 0.1)
+    before = levels.rates().clone()
+    t = torch.linspace(0.01, 0.99, 64, dtype=torch.float64)
+    levels.record(t, torch.full((64,), 50.0), process)
+    levels.record(t, torch.full((64,), math.nan), process)
+    assert torch.equal(levels.rates(), before)
+    levels.begin()
+    assert not torch.equal(levels.rates(), before)
+    assert torch.isfinite(levels.rates()).all()
+
+
+def test_what_was_learned_about_losses_is_saved_and_stays_in_float64() -> None:
+    process = Gaussian(LinearLogSnr(8.0, -8.0))
+    levels = taught(LossAware(num_bins=8), process, lambda t: t + 0.1).half()
+    again = LossAware(num_bins=8)
+    again.load_state_dict(levels.state_dict())
+    assert torch.equal(again.rates(), levels.rates())
+    assert levels.rates().dtype == torch.float64
+    assert levels.rates()[-1] > 2 * levels.rates()[0]
+
+
+def test_learned_uncertainty_learns_the_logarithm_of_the_loss() -> None:
+    """The minimum of E[L e^-u + u] over u is u = ln E[L], level by level."""
+    weight = LearnedUncertainty(Simple(), num_frequencies=16)
+    log_snr = torch.linspace(-10.0, 10.0, 200, dtype=torch.float64)
+    loss = torch.exp(torch.sin(0.3 * log_snr) + 0.1 * log_snr)
+    assert torch.equal(weight.of(log_snr), torch.ones_like(log_snr))
+    optimizer = torch.optim.LBFGS(weight.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        total = (weight.of(log_snr) * loss + weight.penalty(log_snr)).mean()
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    assert torch.allclose(weight.uncertainty(log_snr).detach().double(), loss.log(), atol=0.02)
+    assert torch.allclose((weight.of(log_snr) * loss).detach(), torch.ones_like(loss), atol=0.03)
+
+
+BOUNDS = [(Uniform(), 6.0), (Uniform(), 25.0), (Normal(0.5, 4.0), 6.0), (Normal(-1.0, 3.0), 6.0)]
+
+
+@pytest.mark.parametrize(("levels", "end"), BOUNDS, ids=["uniform", "uniform-to-25", "normal", "normal-off-centre"])
+def test_the_bound_is_the_same_whatever_levels_are_drawn(levels: Levels, end: float) -> None:
+    """vlb is ½ ∫ E‖ε - ε̂‖² dλ over the process's range up to λ = 20, where levels are cut: for N(0, v) a logarithm."""
+    process, variance = Gaussian(LinearLogSnr(end, -6.0)), 0.25
+    gaussian = GaussianMixture(process, [[0.0]], [variance])
+    noise = Noise(range(20_000), "train")
+    loss = Objective(levels, Vlb())(gaussian, gaussian.draw(noise), None, noise)
+    top = math.exp(min(end, LOG_SNR_MAX))
+    expected = 0.5 * math.log((1 + variance * top) / (1 + variance * math.exp(-6.0)))
+    error = 5 * loss.per_sample.std().item() / 20_000**0.5
+    assert error < 0.6
+    assert loss.mean.item() == pytest.approx(expected, abs=error)
+
+
+def test_a_measure_that_does_not_fit_the_process_is_refused_with_those_that_do() -> None:
+    with pytest.raises(IncompatibleError, match=r"Squared measures errors of a Gaussian process.*fit: nats"):
+        Objective().check(UniformTokens(4))
 
 
 def test_a_std_that_is_not_above_0_is_refused() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.cond import Cond
+from diff_diffusion.core.categorical import TokenPosterior, Tokens
 from diff_diffusion.core.denoiser import Denoiser
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.posterior import GaussianPosterior
@@ -94,3 +95,49 @@ class GaussianMixture(Denoiser):
             which = torch.where(cond.keep["component"], cond.values["component"], which)
         normal = noise.fork("value").normal((count, size)).to(torch.float64)
         return self.means[which] + torch.einsum("bde,be->bd", self._vectors[which], self._values[which].sqrt() * normal)
+
+
+class TokenTable(Denoiser):
+    """The exact denoiser of sequences with a given joint distribution, by Bayes' rule over all of them, in float64.
+
+    Args:
+        process: the process of tokens that destroys the data.
+        probabilities: [vocab, vocab, …], an axis for every position; at least 0, not all 0.
+
+    Raises:
+        ConfigError: shapes that do not match.
+    """
+
+    def __init__(self, process: Tokens, probabilities: Tensor) -> None:
+        self.process: Tokens = process
+        if probabilities.ndim == 0 or set(probabilities.shape) != {process.vocab}:
+            raise ConfigError(
+                f"probabilities must have an axis of {process.vocab} for every position, not shape "
+                f"{list(probabilities.shape)}"
+            )
+        self.probabilities = probabilities.double() / probabilities.double().sum()
+        grids = torch.meshgrid(*[torch.arange(process.vocab)] * probabilities.ndim, indexing="ij")
+        self.sequences = torch.stack([grid.flatten() for grid in grids], 1)  # [N, L]
+        self._log_prior = torch.log(self.probabilities.flatten())
+
+    def _joint(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """ln p(x_0, x_t) for every sequence, [B, N]."""
+        alpha = torch.as_tensor(self.process.keep(torch.as_tensor(t, dtype=torch.float64))).expand(len(x_t))
+        here = (x_t[:, None] == self.sequences).double()  # [B, N, L]
+        pi = torch.as_tensor(self.process.forgotten(x_t), dtype=torch.float64).expand(x_t.shape)[:, None]
+        alpha = alpha[:, None, None]
+        return self._log_prior + torch.log(alpha * here + (1.0 - alpha) * pi).sum(-1)
+
+    def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> TokenPosterior:
+        shares = self._joint(x_t, t).softmax(-1)
+        own = torch.nn.functional.one_hot(self.sequences, self.process.vocab).double()  # [N, L, vocab]
+        return TokenPosterior(torch.log(torch.einsum("bn,nlv->blv", shares, own)))
+
+    def log_density(self, x_t: Tensor, t: float) -> Tensor:
+        """ln p_t(x_t), [B], in nats."""
+        return self._joint(x_t, t).logsumexp(-1)
+
+    def draw(self, noise: Noise) -> Tensor:
+        """One sequence per seed of `noise`, [B, L] int64."""
+        total = self.probabilities.flatten().cumsum(0)
+        return self.sequences[torch.searchsorted(total, noise.uniform((len(noise),)) * total[-1], right=True)]

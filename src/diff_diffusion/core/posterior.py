@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from diff_diffusion.tensors import expand
@@ -25,6 +26,10 @@ class Posterior(ABC):
 
         Classifier-free guidance, negative prompts and autoguidance are this, with different references.
         """
+
+    @abstractmethod
+    def __getitem__(self, rows: slice) -> Posterior:
+        """The posterior of some samples of the batch."""
 
     @abstractmethod
     def tilt(self, gradient: Tensor) -> Posterior:
@@ -48,7 +53,12 @@ class GaussianPosterior(Posterior):
         return GaussianPosterior(self.mean + by, self.tweedie)
 
     def extrapolate(self, reference: Posterior, scale: float) -> GaussianPosterior:
-        return GaussianPosterior(reference.mean + scale * (self.mean - reference.mean), self.tweedie)
+        mean = torch.add(reference.mean, self.mean - reference.mean, alpha=scale)
+        return GaussianPosterior(mean, self.tweedie)
+
+    def __getitem__(self, rows: slice) -> GaussianPosterior:
+        per_sample = isinstance(self.tweedie, Tensor) and self.tweedie.ndim > 0
+        return GaussianPosterior(self.mean[rows], self.tweedie[rows] if per_sample else self.tweedie)  # type: ignore[index]
 
     def tilt(self, gradient: Tensor) -> GaussianPosterior:
         """Tweedie's formula for the evidence: E[x_0 | x_t, y] = E[x_0 | x_t] + (σ²/α) ∇ log p(y | x_t)."""

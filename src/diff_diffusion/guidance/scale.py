@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diff_diffusion.cond import Cond
 from diff_diffusion.core.denoiser import Denoiser
-from diff_diffusion.core.posterior import GaussianPosterior, Posterior
+from diff_diffusion.core.posterior import Posterior
 from diff_diffusion.errors import ConfigError
 
 
@@ -45,12 +45,4 @@ class ClassifierFree(Denoiser):
         both = self.denoiser(
             torch.cat([x_t, x_t]), torch.cat([t, t]) if isinstance(t, Tensor) else t, cond.cat(cond.null())
         )
-        given, free = (_half(both, rows) for rows in (slice(0, len(x_t)), slice(len(x_t), None)))
-        return given.extrapolate(free, self.scale)
-
-
-def _half(posterior: Posterior, rows: slice) -> GaussianPosterior:
-    assert isinstance(posterior, GaussianPosterior)
-    tweedie = posterior.tweedie
-    per_sample = isinstance(tweedie, Tensor) and tweedie.ndim > 0
-    return GaussianPosterior(posterior.mean[rows], tweedie[rows] if per_sample else tweedie)  # type: ignore[index]
+        return both[: len(x_t)].extrapolate(both[len(x_t) :], self.scale)

@@ -1,4 +1,4 @@
-"""The denoising objective: levels × weight, for any denoiser of a Gaussian process."""
+"""The denoising objective: levels × weight × measure, for any denoiser of any process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from torch import Tensor
 
 from diff_diffusion.cond import Cond
 from diff_diffusion.core.denoiser import Denoiser
-from diff_diffusion.errors import ConfigError
+from diff_diffusion.core.process import Process
+from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.objectives.levels import Levels, Uniform
+from diff_diffusion.objectives.measures import Measure, Squared
 from diff_diffusion.objectives.weights import Unit, Weight
-from diff_diffusion.registry import register
+from diff_diffusion.registry import build, names, register
 from diff_diffusion.rng import Noise
-from diff_diffusion.tensors import expand, mean_flat
+from diff_diffusion.tensors import expand
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Objective:
         weight: w(λ).
         cond_drop: the share of samples trained with their conditions replaced by the null, in [0, 1); what
             classifier-free guidance needs.
+        measure: what an error costs; its square, unless told otherwise.
 
     Raises:
         ConfigError: cond_drop out of range.
@@ -44,10 +47,21 @@ class Objective:
     levels: Levels = field(default_factory=Uniform)
     weight: Weight = field(default_factory=Unit)
     cond_drop: float = 0.1
+    measure: Measure = field(default_factory=Squared)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.cond_drop < 1.0:
             raise ConfigError(f"cond_drop must be at least 0 and below 1, not {self.cond_drop}")
+
+    def check(self, process: Process) -> None:
+        """Nothing, or an IncompatibleError that names the measures that fit the process."""
+        if not isinstance(process, self.measure.needs):
+            every = [(name, build({"type": f"measure/{name}"})) for name in names("measure")]
+            fits = ", ".join(name for name, other in every if isinstance(process, other.needs))
+            raise IncompatibleError(
+                f"{type(self.measure).__name__} measures errors of a {self.measure.needs.__name__} process, and this "
+                f"one is {type(process).__name__}. Measures that fit: {fits}"
+            )
 
     def __call__(
         self, denoiser: Denoiser, x_0: Tensor, cond: Cond | None, noise: Noise, first: int = 0, whole: int | None = None
@@ -59,18 +73,32 @@ class Objective:
             first, whole: x_0 is samples first, first + 1, … of a batch of `whole`, over which levels are stratified.
                 Left out, x_0 is the whole batch.
         """
-        count = len(x_0)
+        count = len(noise)
+        if first == 0:
+            self.levels.begin()
         strata = torch.arange(first, first + count, dtype=torch.float64)
         u = (strata + noise.fork("level").uniform((count,))) / (whole or count)
         if cond:
             cond = cond.drop(noise.fork("drop").uniform((count,)) < self.cond_drop)
-        return self.at(denoiser, x_0, self.levels.draw(u, denoiser.process), cond, noise.fork("eps"))
+        t = self.levels.draw(u, denoiser.process)
+        loss = self.at(denoiser, x_0, t, cond, noise.fork("eps"))
+        self.levels.record(t, loss.per_sample, denoiser.process)
+        return loss
 
     def at(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, cond: Cond | None, noise: Noise) -> Loss:
         """The loss at given times t, float64 [B], with nothing dropped: what held-out evaluation asks for."""
-        corrupted = denoiser.process.marginal(x_0, t, noise)
-        error, gain = denoiser.error(corrupted, cond)
-        log_snr = denoiser.process.time_map.log_snr(t)
-        squared = mean_flat(error.to(x_0.dtype) ** 2)  # under autocast the output may be bfloat16
-        per_sample = squared * expand(self.weight.on_error(log_snr, gain), squared)
+        process = denoiser.process
+        error = denoiser.error(process.marginal(x_0, t, noise), cond)
+        log_snr = process.time_map.log_snr(t)
+        # Under autocast the output may be bfloat16.
+        value = error.value.float() if error.value.dtype in (torch.float16, torch.bfloat16) else error.value
+        cost = self.measure.of(value, torch.ones_like(t) if self.weight.own else error.gain)
+        weight = self.weight.of(log_snr)
+        if self.weight.integral:
+            weight = weight / self.levels.density(t, process)
+        else:
+            weight = weight * self.levels.correction(t, process)
+        per_sample = cost * expand(weight, cost) + self.weight.penalty(log_snr)
+        if error.bound is not None:
+            per_sample = per_sample + error.bound
         return Loss(per_sample.mean(), per_sample, log_snr)
