@@ -66,8 +66,8 @@ class DiffusionModel(nn.Module):
         self.codec = codec
         self.recipe = recipe
         # Parts of a recipe that learn while training (levels, weights, a time map) are saved with the weights.
-        learns = {"levels": recipe.objective.levels, "weight": recipe.objective.weight}
-        learns["time_map"] = recipe.process.time_map  # type: ignore[assignment]
+        learns: dict[str, object] = {"levels": recipe.objective.levels, "weight": recipe.objective.weight}
+        learns["time_map"] = recipe.process.time_map
         self.learns = nn.ModuleDict({name: part for name, part in learns.items() if isinstance(part, nn.Module)})
         self.facts: dict[str, Any] = {}
         self.ema: dict[str, Tensor] | None = None

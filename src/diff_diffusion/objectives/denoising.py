@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diff_diffusion.cond import Cond
 from diff_diffusion.core.denoiser import Denoiser
+from diff_diffusion.core.learned_map import Learned
 from diff_diffusion.core.process import Process
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.objectives.levels import Levels, Uniform
@@ -83,6 +84,12 @@ class Objective:
         t = self.levels.draw(u, denoiser.process)
         loss = self.at(denoiser, x_0, t, cond, noise.fork("eps"))
         self.levels.record(t, loss.per_sample, denoiser.process)
+        if isinstance(denoiser.process.time_map, Learned):
+            # Its own aim, the bound's variance, at a value of 0: the gradient is that of the variance's logarithm.
+            integrand = loss.per_sample.detach().cpu() * self.levels.density(t, denoiser.process)
+            variance = denoiser.process.time_map.variance_loss(loss.log_snr, integrand)
+            aim = (variance / variance.detach().clamp(min=1e-300) - 1.0).to(loss.mean)
+            loss = Loss(loss.mean + aim, loss.per_sample, loss.log_snr)
         return loss
 
     def at(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, cond: Cond | None, noise: Noise) -> Loss:

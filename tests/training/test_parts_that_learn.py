@@ -1,0 +1,61 @@
+"""Parts of a recipe that learn while the network does: levels, weights and time maps, saved and resumed with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from diff_diffusion.models import DiffusionModel
+from diff_diffusion.training import train
+
+LEARNED_MAP = {"type": "process/gaussian", "time_map": {"type": "time_map/learned", "num_units": 8}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "loss_aware": {"objective": {"levels": {"type": "levels/loss_aware", "num_bins": 4}}},
+    "learned_uncertainty": {"objective": {"weight": {"type": "weight/learned_uncertainty"}}},
+    "learned_map": {"process": LEARNED_MAP, "target": {"type": "target/linear", "row": "v"}},
+}
+
+
+def fresh(name: str) -> DiffusionModel:
+    description = tiny.description(tiny.images(), multipliers=[1])
+    changes = dict(RECIPES[name])
+    description["recipe"]["objective"] |= changes.pop("objective", {})
+    description["recipe"] |= changes
+    return DiffusionModel.from_description(description)
+
+
+def run(name: str, out: Path, stop_at: int | None = None) -> DiffusionModel:
+    model, data, done = fresh(name), tiny.images(), list[int]()
+    for record in train(
+        model, data, out, tiny.settings(steps=14), stop=lambda: stop_at is not None and len(done) + 1 >= stop_at
+    ):
+        done.append(record.step)
+    return model
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_learns_and_a_resumed_run_ends_with_the_same_bytes(name: str, tmp_path: Path) -> None:
+    before = {key: value.clone() for key, value in fresh(name).learns.state_dict().items()}
+    assert before
+    run(name, tmp_path / "whole")
+    run(name, tmp_path / "parts", stop_at=6)
+    run(name, tmp_path / "parts")
+    assert tiny.ends(tmp_path / "parts") == tiny.ends(tmp_path / "whole")
+    stored = DiffusionModel.load(tmp_path / "whole", weights="raw").learns.state_dict()
+    assert stored.keys() == before.keys()
+    assert any(not torch.equal(stored[key], before[key]) for key in before)
+    assert DiffusionModel.load(tmp_path / "whole").sample(2, labels=0).isfinite().all()
+
+
+def test_micro_batches_change_no_level(tmp_path: Path) -> None:
+    """Loss-aware levels are those of the whole batch, however it is cut: the loss is the same to rounding."""
+    losses = []
+    for micro in (8, 4):
+        data = tiny.images()
+        records = list(train(fresh("loss_aware"), data, None, tiny.settings(steps=12, micro_batch=micro)))
+        losses.append([record.loss for record in records])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
