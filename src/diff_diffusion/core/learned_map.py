@@ -30,7 +30,8 @@ class Learned(nn.Module, TimeMap):
     but the density: `variance_loss` is the one door through which the parameters get a gradient. They are float64
     on the CPU always, whatever the model around them is moved or cast to.
 
-    The map changes as it learns, so it should not be wrapped in `Truncated`, which looks up its end once.
+    It learns as the process's own map. Inside another map, such as `Shifted`, it stays as it was made: levels uniform but
+    for the ends.
 
     Args:
         log_snr_max: λ(0), finite.
