@@ -26,12 +26,12 @@ class Learned(nn.Module, TimeMap):
     w_k, s_k > 0, moved and stretched so that T(0) = 0 and T(1) = 1. Going from λ to t makes the density explicit;
     λ(t) is found by Newton's method within a bracket, to float64's last digits.
 
-    The continuous-time bound depends on the map only through its two ends, so training moves the density, and nothing
-    but the density: `variance_loss` is the one door through which the parameters get a gradient. They are float64
-    on the CPU always, whatever the model around them is moved or cast to.
+    The continuous-time bound depends on the map only through its two ends, so training moves the density and nothing
+    else: only `density`, and so `variance_loss`, gives the parameters a gradient. They are float64 on the CPU always,
+    whatever the model around them is moved or cast to.
 
-    It learns as the process's own map. Inside another map, such as `Shifted`, it stays as it was made: levels uniform but
-    for the ends.
+    It learns as the process's own map. Inside another, such as `Shifted`, it stays as it was made: levels nearly
+    uniform in λ.
 
     Args:
         log_snr_max: λ(0), finite.
