@@ -26,16 +26,30 @@ BISECTIONS = 90
 
 
 class Normal(Denoiser):
-    """The exact denoiser of data N(mean, variance): linear, so that every walk is."""
+    """The exact denoiser of data N(mean, variance): linear, so that every walk is.
 
-    def __init__(self, process: Gaussian, mean: float, variance: float) -> None:
+    Args:
+        process: what destroys the data.
+        mean, variance: the data's.
+        ends: answer with the end of the probability-flow ODE from x_t instead of the posterior mean, as a perfect
+            consistency model does: mean + (x_t - α mean) √(variance / (α² variance + σ²)).
+    """
+
+    def __init__(self, process: Gaussian, mean: float, variance: float, ends: bool = False) -> None:
         self.process: Gaussian = process
-        self.mean, self.variance = mean, variance
+        self.mean, self.variance, self.ends = mean, variance, ends
 
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> GaussianPosterior:
+        # As floats one by one, so that a batch cannot change a sample's rounding.
+        lines = [self._line(time) for time in (t.expand(len(x_t)).tolist() if isinstance(t, Tensor) else [t])]
+        gain, alpha = (expand(torch.tensor(column, dtype=torch.float64), x_t) for column in zip(*lines, strict=True))
+        return GaussianPosterior(self.mean + gain * (x_t - alpha * self.mean), math.nan)
+
+    def _line(self, t: float) -> tuple[float, float]:
+        """How much of x_t less α mean is the answer's, and α."""
         alpha, sigma = self.process.scales(t)
-        gain = expand(alpha * self.variance / (alpha**2 * self.variance + sigma**2), x_t)
-        return GaussianPosterior(self.mean + gain * (x_t - expand(alpha, x_t) * self.mean), math.nan)
+        total = alpha**2 * self.variance + sigma**2
+        return math.sqrt(self.variance / total) if self.ends else alpha * self.variance / total, alpha
 
 
 class TwoModes(Denoiser):
@@ -52,7 +66,8 @@ class TwoModes(Denoiser):
         )
 
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> GaussianPosterior:
-        alpha, sigma = self.process.scales(float(t))
+        time = torch.as_tensor(t, dtype=torch.float64)
+        alpha, sigma = (scale.reshape(-1, *[1] * x_t.ndim) for scale in self.process.scales(time))
         total = alpha**2 * self.variances + sigma**2
         centred = x_t.double()[..., None] - alpha * self.means
         logits = torch.log(self.shares / total.sqrt()) - centred**2 / (2.0 * total)

@@ -66,7 +66,7 @@ FORMULAS: dict[str, Callable[[float], float]] = {
     "p2": lambda snr: 1.0 / (1.0 + snr),  # Choi et al., arXiv 2204.00227, k 1 and gamma 1
     "edm": lambda snr: 1.0 + 1.0 / snr,  # Karras et al., arXiv 2206.00364, data of variance 1
 }
-VARIANCE, SPAN = 0.5, 42.0
+VARIANCE, SPAN = 0.5, 40.0  # to λ = 20, above which no level is drawn
 
 
 def weight_checks(name: str, weight: Weight) -> Iterator[Check]:

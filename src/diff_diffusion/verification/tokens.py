@@ -82,27 +82,34 @@ def distance_bound(expected: Tensor, count: int, chance: float = 1e-6) -> float:
 
 
 def sampler_checks(name: str, sampler: Sampler, seeds: int = 25, num_steps: int = 100) -> Iterator[Check]:
-    """The joint distribution of 400 × `seeds` pairs, on each process that it fits."""
+    """The joint distribution of 400 × `seeds` pairs, at the end and at λ = 0, on each process that it fits."""
     described = describe(sampler)
     exact = build(described | EXACT.get(described["type"], {}))
     for process_name, process in family().items():
         if not isinstance(process, exact.needs):
             continue
-        x = drawn(exact, process, Noise(range(seeds)), num_steps)
-        expected, states = JOINT.flatten(), VOCAB * x[..., 0] + x[..., 1]
-        note = f"to the joint of two tokens; {states.numel()} pairs in {num_steps} steps"
-        law = f"total variation, {process_name}"
-        high = distance_bound(expected, states.numel())
-        yield Check("token sampler", name, law, distance(states, expected), high, note=note)
+        middle, x = drawn(exact, process, Noise(range(seeds)), num_steps)
+        size = states(process)
+        move = kernel(process, 0.5)[:VOCAB]
+        for law, pairs, expected in (
+            (process_name, VOCAB * x[..., 0] + x[..., 1], JOINT.flatten()),
+            (f"{process_name}, λ = 0", size * middle[..., 0] + middle[..., 1], (move.T @ JOINT @ move).flatten()),
+        ):
+            note = f"total variation to the exact joint of two tokens; {pairs.numel()} pairs in {num_steps} steps"
+            high = distance_bound(expected, pairs.numel())
+            yield Check("token sampler", name, law, distance(pairs, expected), high, note=note)
 
 
-def drawn(sampler: Sampler, process: Tokens, noise: Noise, num_steps: int) -> Tensor:
-    """Pairs, [len(noise), 400, 2]."""
+def drawn(sampler: Sampler, process: Tokens, noise: Noise, num_steps: int) -> tuple[Tensor, Tensor]:
+    """Pairs, [len(noise), 400, 2]: on their way at λ = 0, where a token is kept with probability ½, and at the end."""
     x = process.prior((len(noise), 400, 2), noise.at(0))
-    times = LogSnr(num_steps, 9.0, -9.0).times(process)
+    half = process.time_map.time(0.0)
+    times = sorted({*LogSnr(num_steps, 9.0, -9.0).times(process), half}, reverse=True)
+    middle = x
     for step in trajectory(Pairs(process), sampler, times, x, noise=noise):
         x = step.x
-    return x
+        middle = x if step.s == half else middle
+    return middle, x
 
 
 # ---- processes -----------------------------------------------------------------------------------------------------
@@ -111,7 +118,7 @@ def drawn(sampler: Sampler, process: Tokens, noise: Noise, num_steps: int) -> Te
 def process_checks(name: str, process: Tokens, seeds: int = 50) -> Iterator[Check]:
     """Forward kernels compose, the reverse kernel undoes them, and the bound of an exact denoiser is the entropy."""
     shape, noise = (seeds, 2000), Noise(range(seeds))
-    x_0 = torch.full(shape, 2)
+    x_0 = torch.full(shape, 1)
 
     def check(law: str, found: Tensor, expected: Tensor) -> Check:
         high = distance_bound(expected, found.numel())
@@ -120,17 +127,23 @@ def process_checks(name: str, process: Tokens, seeds: int = 50) -> Iterator[Chec
     def at(t: float, stream: str) -> Tensor:
         return process.marginal(x_0, torch.full((seeds,), t, dtype=torch.float64), noise.fork(stream)).x_t
 
-    yield check("marginal", at(0.4, "marginal"), kernel(process, process.keep(0.4))[2])
+    def kept(t: float) -> float:
+        return 1.0 / (1.0 + math.exp(-process.time_map.log_snr(t)))
+
+    def exact(t: float) -> Tensor:
+        return kernel(process, kept(t))[1]
+
+    yield check("marginal", at(0.4, "marginal"), exact(0.4))
     up = process.renoise(at(0.2, "up"), 0.2, 0.6, noise.fork("further"))
-    yield check("Chapman-Kolmogorov", up, kernel(process, process.keep(0.6))[2])
+    yield check("Chapman-Kolmogorov", up, exact(0.6))
     known = TokenPosterior(one_hot(x_0, VOCAB).double().log())
     for eta in (0.0, 1.0):
         down = process.reverse(at(0.7, "down"), known, 0.7, 0.4, eta=eta, noise=noise.fork("reverse"))
-        yield check(f"reverse, eta {eta:g}", down, kernel(process, process.keep(0.4))[2])
+        yield check(f"reverse, eta {eta:g}", down, exact(0.4))
     here = states(process) - 1
     fallen = process.reverse(torch.full(shape, here), known, 0.7, 0.4, eta=1.0, noise=noise.fork("posterior"))
     # Bayes' rule: q(x_s | x_t, x_0) ∝ q(x_t | x_s) q(x_s | x_0).
-    bayes = kernel(process, process.keep(0.7) / process.keep(0.4))[:, here] * kernel(process, process.keep(0.4))[2]
+    bayes = kernel(process, kept(0.7) / kept(0.4))[:, here] * exact(0.4)
     yield check("posterior", fallen, bayes / bayes.sum())
     gap = abs(bound(process) - -(JOINT * JOINT.log()).sum().item())
     yield Check("token process", name, "entropy", gap, 1e-5, note="bound of an exact denoiser less the entropy, nats")
