@@ -9,6 +9,7 @@ from diff_diffusion.registry import build, describe, names
 # What stands in for arguments without a default; the first row that a part takes is used.
 STAND_INS: tuple[dict[str, Any], ...] = (
     {},
+    {"vocab": 3},  # as many as tokens.JOINT has
     {"time_map": {"type": "time_map/cosine"}},
     {"betas": [1e-4 + 0.0199 * i / 99 for i in range(100)]},
     {"log_snrs": [12.0, 2.0, -1.0, -12.0], "times": [0.0, 0.2, 0.7, 1.0]},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from diff_diffusion.cond import Cond
-from diff_diffusion.core.categorical import Absorbing, TokenPosterior, Tokens, UniformTokens
+from diff_diffusion.core.categorical import Absorbing, TokenPosterior, Tokens
 from diff_diffusion.core.denoiser import Denoiser
 from diff_diffusion.core.process import Corrupted
 from diff_diffusion.core.time_maps import LinearLogSnr
@@ -27,6 +28,7 @@ from diff_diffusion.rng import Noise
 from diff_diffusion.samplers.grid import LogSnr
 from diff_diffusion.samplers.sampler import Sampler, trajectory
 from diff_diffusion.verification.check import Check
+from diff_diffusion.verification.parts import parts
 
 JOINT = torch.tensor([[0.30, 0.02, 0.03], [0.01, 0.04, 0.25], [0.05, 0.28, 0.02]], dtype=torch.float64)
 VOCAB = len(JOINT)
@@ -57,9 +59,10 @@ class Pairs(Denoiser):
         return torch.log(shares / shares.sum(-1, keepdim=True))
 
 
+@cache
 def family() -> dict[str, Tokens]:
-    """The processes of tokens, by name."""
-    return {"absorbing": Absorbing(VOCAB), "uniform_tokens": UniformTokens(VOCAB)}
+    """The registered processes of tokens, by name."""
+    return {name: process for name, process in parts("process")[0].items() if isinstance(process, Tokens)}
 
 
 def distance(states: Tensor, expected: Tensor) -> float:
@@ -157,9 +160,7 @@ def states(process: Tokens) -> int:
 def kernel(process: Tokens, alpha: float) -> Tensor:
     """q(next | now) of keeping with probability α, from the definition: [states, states]."""
     size = states(process)
-    pi = torch.full((size,), 1.0 / size, dtype=torch.float64)
-    if isinstance(process, Absorbing):
-        pi = one_hot(torch.tensor(process.mask), size).double()
+    pi = torch.as_tensor(process.forgotten(torch.arange(size)), dtype=torch.float64).expand(size)
     return alpha * torch.eye(size, dtype=torch.float64) + (1.0 - alpha) * pi
 
 
