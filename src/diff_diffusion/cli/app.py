@@ -192,7 +192,7 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def verify(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run or model folder to check too.", show_default=False)
+        Path | None, typer.Argument(metavar="RUN", help="A run or model folder to check too.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:

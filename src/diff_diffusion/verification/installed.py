@@ -35,7 +35,7 @@ def installed() -> list[Job]:
         *_gaussians(maps),
         *(Job("token process", name, partial(tokens.process_checks, name, p)) for name, p in tokens.family().items()),
         *_others("process", {"gaussian", *tokens.family()}),
-        *_jobs("target", objectives.target_checks, lambda target: hasattr(target, "encode")),
+        *_jobs("target", objectives.target_checks, lambda target: not isinstance(target, Logits)),
         *_jobs("target", tokens.target_checks, lambda target: isinstance(target, Logits), "token target"),
         *_jobs("weight", objectives.weight_checks),
         *_jobs("measure", objectives.measure_checks),
