@@ -34,7 +34,7 @@ class Cond:
     def __bool__(self) -> bool:
         return bool(self.values)
 
-    def __getitem__(self, rows: slice) -> Cond:
+    def __getitem__(self, rows: slice | Tensor) -> Cond:
         return Cond({n: v[rows] for n, v in self.values.items()}, {n: k[rows] for n, k in self.keep.items()})
 
     def to(self, device: torch.device | str) -> Cond:

@@ -178,7 +178,7 @@ class Brownian:
             self._start, self._risen = start, None
         self._read(end, shape)
         assert self._risen is not None
-        return self._risen * (end - start) ** -0.5
+        return self._risen / math.sqrt(end - start)
 
     def _read(self, end: float, shape: Sequence[int]) -> None:
         if end < self._here:

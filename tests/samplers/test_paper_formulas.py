@@ -23,7 +23,7 @@ from diff_diffusion.samplers import grid as grids
 from diff_diffusion.samplers.ancestral import Ancestral
 from diff_diffusion.samplers.multistep import Multistep
 from diff_diffusion.samplers.sampler import Sampler, Step, clock, trajectory
-from diff_diffusion.samplers.single_step import Heun
+from diff_diffusion.samplers.single_step import Heun, StochasticMidpoint
 
 MODES = {"means": [[-0.6], [0.9]], "covariances": [0.09, 0.0625], "weights": [0.6, 0.4]}
 NOISE = Noise(range(5))
@@ -165,11 +165,70 @@ def test_multistep_3_integrates_the_interpolating_parabola(scaling: str) -> None
         x = step.x
 
 
-def lagrange(nodes: list[float], k: int, h: float) -> Callable[[float], float]:
-    """e^-(h-u) times the polynomial that is 1 at node k and 0 at the others."""
+@every_scaling
+@pytest.mark.parametrize("eta", [0.6, 1.0])
+def test_multistep_3_with_noise_integrates_the_reverse_sde(scaling: str, eta: float) -> None:
+    """dz = (1 + e²)(D - z) du + e √2 ς dB in z = x/α, u = ln(α/σ): D's density over a step is e^-(1+e²)(h-u), by
+    quadrature; the noise that the step adds is ς_s² (1 - e^(-2 e² h)). DDIM's η is the e with 1 - e^(-2 e² h) =
+    η² (1 - e^-2h); both are 1 together.
+
+    k-diffusion's sample_dpmpp_3m_sde has the same with half the curvature.
+    """
+    process = Gaussian(LinearLogSnr(10.0, -8.0), scaling)
+    mixture = GaussianMixture(process, **MODES)
+    x, steps = steps_of(mixture, Multistep(3, eta), UNEVEN)
+    drawn = noise_of(process, UNEVEN)
+    places: list[float] = []
+    answers: list[Tensor] = []
+    for step in steps[:-1]:
+        _, sigma_t, alpha_s, sigma_s, h = scales(process, step.t, step.s)
+        fresh = eta**2 * (1.0 - math.exp(-2.0 * h))
+        e2 = -math.log(1.0 - fresh) / (2.0 * h)
+        places.insert(0, 0.5 * process.time_map.log_snr(step.t))
+        answers.insert(0, mixture(x, step.t).mean)
+        if len(answers) >= 3:
+            expected = sigma_s / sigma_t * math.exp(-e2 * h) * x + sigma_s * math.sqrt(fresh) * drawn[step.index]
+            for k in range(3):
+                rule = lagrange([place - places[0] for place in places[:3]], k, h, 1.0 + e2)
+                expected = expected + alpha_s * (1.0 + e2) * quad(rule, 0.0, h, epsabs=1e-13)[0] * answers[k]
+            assert torch.allclose(step.x, expected, rtol=1e-9, atol=1e-9)
+        x = step.x
+
+
+@every_scaling
+@pytest.mark.parametrize("eta", [0.6, 1.0])
+def test_the_stochastic_midpoint_is_sde_dpm_solver_2s(scaling: str, eta: float) -> None:
+    """In σ_E = σ/α and z = x/α, up = η σ_s √(1 - σ_s²/σ_t²), down = √(σ_s² - up²): z_mid with the path's increment to
+    the middle, then z_s = down/σ_t z + (1 - down/σ_t) D(z_mid) + up n with that of the whole step."""
+    process = Gaussian(LinearLogSnr(10.0, -8.0), scaling)
+    mixture = GaussianMixture(process, **MODES)
+    x, steps = steps_of(mixture, StochasticMidpoint(eta), UNEVEN)
+    path = NOISE.path(0, clock(process))
+    log_snr = process.time_map.log_snr
+
+    def take(z: Tensor, answer: Tensor, t: float, s: float, n: Tensor) -> Tensor:
+        from_, to = (math.exp(-0.5 * log_snr(time)) for time in (t, s))
+        up = eta * to * math.sqrt(1.0 - (to / from_) ** 2)
+        down = math.sqrt(to**2 - up**2)
+        return down / from_ * z + (1.0 - down / from_) * answer + up * n
+
+    for step in steps[:-1]:
+        z = x / process.scales(step.t)[0]
+        middle = process.time_map.time(0.5 * (log_snr(step.t) + log_snr(step.s)))
+        whole = NOISE.at(0, (path, step.t, step.s))
+        part, all_ = whole.until(middle).normal((5, 1)).double(), whole.normal((5, 1)).double()
+        z_middle = take(z, mixture(x, step.t).mean, step.t, middle, part)
+        answer = mixture(process.scales(middle)[0] * z_middle, middle).mean
+        expected = process.scales(step.s)[0] * take(z, answer, step.t, step.s, all_)
+        assert torch.allclose(step.x, expected, rtol=1e-9, atol=1e-9)
+        x = step.x
+
+
+def lagrange(nodes: list[float], k: int, h: float, rate: float = 1.0) -> Callable[[float], float]:
+    """e^-rate(h-u) times the polynomial that is 1 at node k and 0 at the others."""
 
     def value(u: float) -> float:
-        share = math.exp(u - h)
+        share = math.exp(rate * (u - h))
         for j, node in enumerate(nodes):
             if j != k:
                 share *= (u - node) / (nodes[k] - node)

@@ -130,5 +130,3 @@ def test_eta_out_of_range_is_refused(eta: float) -> None:
 def test_bad_multistep_orders_are_refused() -> None:
     with pytest.raises(ConfigError, match="1, 2 and 3, not 4"):
         Multistep(4)
-    with pytest.raises(ConfigError, match="order 2 with eta"):
-        Multistep(3, eta=0.5)

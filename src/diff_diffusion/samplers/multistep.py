@@ -32,7 +32,13 @@ def mean_of(coefficients: list[float], answers: list[Tensor]) -> Tensor:
     return total
 
 
-@register("sampler/multistep", dpmpp_2m={"order": 2}, dpmpp_3m={"order": 3}, dpmpp_2m_sde={"order": 2, "eta": 1.0})
+@register(
+    "sampler/multistep",
+    dpmpp_2m={"order": 2},
+    dpmpp_3m={"order": 3},
+    dpmpp_2m_sde={"order": 2, "eta": 1.0},
+    dpmpp_3m_sde={"order": 3, "eta": 1.0},
+)
 @dataclass(frozen=True)
 class Multistep(Sampler):
     """x̂_0 interpolated in ln(α/σ) through the last `order` answers, integrated against e^-h. One evaluation a step.
@@ -56,9 +62,12 @@ class Multistep(Sampler):
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
             raise ConfigError(f"multistep has orders 1, 2 and 3, not {self.order}")
-        if self.eta and self.order == 3:
-            raise ConfigError("multistep of order 3 is an ODE solver: use order 2 with eta, or eta=0")
         check_eta(self.eta)
+
+    @property
+    def weak_order(self) -> int:
+        # A step's one normal number cannot say when in the step its noise came.
+        return min(self.order, 2) if self.eta else self.order
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: float, s: float, state: Any, cond: Cond | None, noise: Noise
@@ -71,7 +80,9 @@ class Multistep(Sampler):
         if past and process.decay(t, s) > 0.0:
             h = 0.5 * process.time_map.log_snr(s) - now
             places = [0.0, *((before - now) / h for before, _ in past)]
-            rule = [1.0 - 0.5 / places[1], 0.5 / places[1]] if len(places) == 2 else data_weights(places, h)
+            # What the step's noise drowns of x_t, the data must make up for: their density is steeper by that.
+            steep = h - 0.5 * math.log1p(self.eta**2 * math.expm1(-2.0 * h))
+            rule = [1.0 - 0.5 / places[1], 0.5 / places[1]] if len(places) == 2 else data_weights(places, steep)
             posterior = GaussianPosterior(mean_of(rule, [latest, *(answer for _, answer in past)]), posterior.tweedie)
         x_s = process.reverse(x_t, posterior, t, s, eta=self.eta, noise=noise)
         return x_s, ((now, latest), *past)[: self.order - 1] if math.isfinite(now) else ()

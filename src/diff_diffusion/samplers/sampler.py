@@ -28,8 +28,21 @@ class Sampler(ABC):
     needs: ClassVar[type[Process]] = Process  # type: ignore[type-abstract]
     """The family of processes that it fits."""
 
+    adaptive: ClassVar[bool] = False
+    """Whether it takes steps of its own choice between the grid's times."""
+
     order: int = 1
     """Its convergence order on the probability-flow ODE, proven in tests/laws/test_samplers.py."""
+
+    @property
+    def weak_order(self) -> int:
+        """The order at which the moments of its samples converge, proven there too."""
+        return self.order
+
+    @property
+    def bias(self) -> float:
+        """How far the variance of its samples may stay from the data's on the finest grid, as a share of it."""
+        return 0.0
 
     @property
     def deterministic(self) -> bool:
