@@ -84,20 +84,21 @@ class NetworkDenoiser(nn.Module, Denoiser):
         """What the network says, in its target's terms."""
         assert isinstance(self.process, Gaussian)
         alpha, sigma = self.process.scales(t)
-        log_snr = self.process.time_map.log_snr(t)
+        log_snr = self.process.log_snr(t)
         level = maths(log_snr).clip(log_snr, -LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-        level = torch.as_tensor(level, dtype=torch.float32).expand(len(x_t), *getattr(level, "shape", ())[1:])
+        if isinstance(level, Tensor):
+            level = level.to(x_t.device, torch.float32).expand(len(x_t), *level.shape[1:])
+        else:
+            level = x_t.new_full((x_t.shape[0],), level, dtype=torch.float32)
         if cond and self.conditioner is None:
             raise ConfigError(f"this model is unconditional: it knows no condition {listed(cond.values)}")
         embedded = self.conditioner.embed(cond, len(x_t)) if self.conditioner is not None else None
         scaled = expand((alpha**2 + sigma**2) ** -0.5, x_t) * x_t
-        output: Tensor = self.network(scaled, level.to(x_t.device), embedded)
+        output: Tensor = self.network(scaled, level, embedded)
         return output
 
-    def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Posterior:
+    def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Posterior:
         return self.target.decode(self.output(x_t, t, cond), x_t, self.process, t)
-
-    __call__ = nn.Module.__call__
 
     def error(self, corrupted: Corrupted, cond: Cond | None) -> tuple[Tensor, Tensor]:
         """The error in the target's own terms, and its gain."""

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.core.posterior import Posterior
-from diff_diffusion.core.process import Corrupted, Error, Process
+from diff_diffusion.core.process import Corrupted, Error, Moment, Process
 from diff_diffusion.core.time_maps import TimeMap
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise
-from diff_diffusion.tensors import Real, expand, maths
+from diff_diffusion.tensors import Real, expand, maths, mixed
 
 
 def _variance_preserving(f: Any, log_snr: Any) -> Any:
@@ -81,11 +81,15 @@ class Gaussian(Process):
 
     def scales(self, t: Real) -> tuple[Real, Real]:
         """(α, σ) at t: floats for a float, float64 tensors of t's shape for a tensor."""
-        log_snr = self.time_map.log_snr(t)
+        if isinstance(t, Moment) and t.process is self:
+            t.scales = t.scales or self._scales(t.log_snr)
+            return t.scales
+        return self._scales(self.time_map.log_snr(t))
+
+    def _scales(self, log_snr: Any) -> Any:
         if not isinstance(log_snr, Tensor) and math.isinf(log_snr):
             return (1.0, 0.0) if log_snr > 0 else (0.0, 1.0)
-        alpha, sigma = SCALINGS[self.scaling](maths(log_snr), log_snr)
-        return alpha, sigma
+        return SCALINGS[self.scaling](maths(log_snr), log_snr)
 
     def decay(self, t: float, s: float) -> float:
         """ρ = (σ_s/α_s) / (σ_t/α_t) = e^-h, the share of the noise-to-signal ratio that a step from t to s keeps.
@@ -94,7 +98,7 @@ class Gaussian(Process):
         """
         if s == 0.0:
             return 0.0
-        return maths(t).exp(0.5 * (self.time_map.log_snr(t) - self.time_map.log_snr(s)))
+        return maths(t).exp(0.5 * (self.log_snr(t) - self.log_snr(s)))
 
     def marginal(self, x_0: Tensor, t: Tensor, noise: Noise) -> Corrupted:
         alpha, sigma = self.scales(t.to("cpu", torch.float64))
@@ -122,13 +126,15 @@ class Gaussian(Process):
             return posterior.mean
         alpha_t, sigma_t = self.scales(t)
         alpha_s, sigma_s = self.scales(s)
-        decay = self.decay(t, s)
-        fresh = eta * sigma_s * math.sqrt(max(1.0 - decay**2, 0.0))
-        kept = sigma_s * math.sqrt(1.0 - eta**2 + (eta * decay) ** 2) / sigma_t  # √(σ_s² - c²) / σ_t, uncancelled
-        x_s = torch.add(kept * x_t, posterior.mean, alpha=alpha_s - kept * alpha_t)
-        if fresh > 0.0:
+        kept = sigma_s / sigma_t
+        if eta > 0.0:
+            decay = self.decay(t, s)
+            kept *= math.sqrt(1.0 - eta**2 + (eta * decay) ** 2)  # √(σ_s² - c²) / σ_t, uncancelled
+        x_s = mixed(kept, x_t, alpha_s - kept * alpha_t, posterior.mean)
+        if eta > 0.0:
             if noise is None:
                 raise ConfigError(f"a step with eta={eta} draws noise, and none was given: pass noise=Noise(seeds)")
+            fresh = eta * sigma_s * math.sqrt(max(1.0 - decay**2, 0.0))
             x_s.add_(noise.normal(x_s.shape, like=x_s), alpha=fresh)
         return x_s
 
@@ -138,6 +144,8 @@ class Gaussian(Process):
 
     def shown(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """x_t / √(α² + σ²)."""
+        if self.scaling == "vp":
+            return x_t
         alpha, sigma = self.scales(t)
         return expand((alpha**2 + sigma**2) ** -0.5, x_t) * x_t
 

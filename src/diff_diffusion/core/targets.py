@@ -17,7 +17,7 @@ from diff_diffusion.core.posterior import GaussianPosterior, Posterior
 from diff_diffusion.core.process import Corrupted, Process
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.registry import register
-from diff_diffusion.tensors import expand, maths
+from diff_diffusion.tensors import expand, maths, mixed
 
 ROWS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
     "x0": lambda alpha, sigma: (1.0, 0.0),
@@ -92,10 +92,11 @@ class LinearTarget(Target):
         alpha, sigma = process.scales(t)
         a, b = self.coefficients(alpha, sigma)
         scale = 1.0 / (a * sigma - alpha * b)
-        mean = expand(sigma * scale, output) * output
-        if isinstance(b, Tensor) or b != 0.0:
-            mean = mean - expand(b * scale, x_t) * x_t
-        return GaussianPosterior(mean, sigma * sigma / alpha if isinstance(alpha, Tensor) or alpha else float("inf"))
+        if not isinstance(t, Tensor):
+            tweedie = sigma * sigma / alpha if alpha else float("inf")
+            return GaussianPosterior(mixed(-b * scale, x_t, sigma * scale, output), tweedie)
+        mean = expand(sigma * scale, output) * output - expand(b * scale, x_t) * x_t
+        return GaussianPosterior(mean, sigma * sigma / alpha)
 
     def error(self, output: Tensor, corrupted: Corrupted, process: Gaussian) -> tuple[Tensor, Tensor]:
         t = corrupted.t

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from diff_diffusion.cond import Cond
@@ -25,7 +26,9 @@ History = tuple[tuple[float, Tensor], ...]
 
 
 def mean_of(coefficients: list[float], answers: list[Tensor]) -> Tensor:
-    """Σ coefficient · answer, with as few passes over memory as answers."""
+    """Σ coefficient · answer, of coefficients whose sum is 1, with as few passes over memory as can be."""
+    if len(answers) == 2:
+        return torch.lerp(answers[0], answers[1], coefficients[1])
     total = answers[0] * coefficients[0]
     for coefficient, answer in zip(coefficients[1:], answers[1:], strict=True):
         total.add_(answer, alpha=coefficient)
@@ -76,9 +79,9 @@ class Multistep(Sampler):
         assert isinstance(process, Gaussian)
         posterior = denoiser(x_t, t, cond)
         assert isinstance(posterior, GaussianPosterior)
-        now, latest = 0.5 * process.time_map.log_snr(t), posterior.mean
+        now, latest = 0.5 * process.log_snr(t), posterior.mean
         if past and process.decay(t, s) > 0.0:
-            h = 0.5 * process.time_map.log_snr(s) - now
+            h = 0.5 * process.log_snr(s) - now
             places = [0.0, *((before - now) / h for before, _ in past)]
             # What the step's noise drowns of x_t, the data must make up for: their density is steeper by that.
             steep = h - 0.5 * math.log1p(self.eta**2 * math.expm1(-2.0 * h))
@@ -127,10 +130,10 @@ class Adams(Sampler):
             return process.reverse(x_t, posterior, t, s), ()
         alpha, sigma = process.scales(t)
         eps = (x_t - alpha * posterior.mean) * (1.0 / sigma)
-        now = 0.5 * process.time_map.log_snr(t)
+        now = 0.5 * process.log_snr(t)
         history = ((now, eps), *past)[: self.order]
         if len(history) > 1:
-            h = 0.5 * process.time_map.log_snr(s) - now
+            h = 0.5 * process.log_snr(s) - now
             if self.variable == "sigma":
                 shrunk = -math.expm1(-h)
                 places = [-math.expm1(now - level) / shrunk for level, _ in history]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,8 +55,7 @@ class Sampler(ABC):
         """From x_t to x_s, s < t. `state` is None at the start and after a jump, then what the last step returned."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """Where the walk is after a step.
 
     Attributes:
@@ -68,7 +66,7 @@ class Step:
         nfe: network evaluations so far.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's method of that name is of no use here
     t: float
     s: float
     x: Tensor
@@ -150,12 +148,12 @@ def trajectory(
     """
     check_fits(sampler, denoiser.process)
     check_times(times)
-    watched, state = _Watched(denoiser), None
+    watched, state, no_grad = _Watched(denoiser), None, torch.no_grad()
     legs, tau = count(), clock(denoiser.process)
     path = noise.path(next(legs), tau)
     for index, (t, s) in enumerate(pairwise([Moment(time, denoiser.process) for time in times])):
         watched.first = None
-        with torch.no_grad():  # not around the yield: the caller's gradient mode is the caller's
+        with no_grad:  # not around the yield: the caller's gradient mode is the caller's
             if s > t:
                 x, state = denoiser.process.renoise(x, t, s, noise.at(index + 1)), None
                 path = noise.path(next(legs), tau)

@@ -1,0 +1,171 @@
+"""What a sampler's step costs around the network: ours beside diffusers, one process, one thread.
+
+    python benchmarks/step_overhead.py [--steps 50] [--repeats 200] [--json FILE]
+
+Batch 1, [1, 3, 32, 32], float32, a network that is free: it returns a tensor made before. Ours is the walk that a user
+runs, `trajectory` over a `NetworkDenoiser`; theirs is `scheduler.step` alone; the floor is a bare loop of the same
+update with its coefficients at hand. Measured is the thread's processor time, so that waiting for a shared core counts
+for nothing; the walks take turns, so that a slow spell of the machine hits all alike. The table has medians and, for
+the ratios, the medians of the turns' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from diff_diffusion import __version__
+from diff_diffusion.core.denoiser import Denoiser, NetworkDenoiser
+from diff_diffusion.core.gaussian import Gaussian
+from diff_diffusion.core.targets import LinearTarget
+from diff_diffusion.core.time_maps import LinearBeta
+from diff_diffusion.guidance.bounds import Clipped
+from diff_diffusion.rng import Noise
+from diff_diffusion.samplers import Sampler, trajectory
+from diff_diffusion.samplers.ancestral import Ancestral
+from diff_diffusion.samplers.grid import Uniform
+from diff_diffusion.samplers.multistep import Multistep
+
+EPS = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+TARGETS = {"DDIM": 1 / 4, "DDIM, x̂_0 clipped": 1 / 4, "2M": 1 / 5}
+"""The share of diffusers' time that ours may take."""
+
+
+class Free(nn.Module):
+    """A network that costs nothing but its call."""
+
+    def forward(self, x: Tensor, log_snr: Tensor, embedded: None) -> Tensor:
+        return EPS
+
+
+def our_walk(sampler: Sampler, num_steps: int, clip: bool = False) -> Callable[[], None]:
+    process = Gaussian(LinearBeta())
+    denoiser: Denoiser = NetworkDenoiser(Free(), process, LinearTarget("eps"))
+    if clip:
+        denoiser = Clipped(denoiser, torch.tensor(-1.0), torch.tensor(1.0))
+    times, noise = Uniform(num_steps).times(process), Noise([0])
+
+    def walk() -> None:
+        for _ in trajectory(denoiser, sampler, times, EPS, noise=noise):
+            pass
+
+    return walk
+
+
+def their_walk(name: str, num_steps: int, **config: Any) -> Callable[[], None]:
+    scheduler, free = getattr(diffusers, name)(**config), Free()
+
+    def walk() -> None:
+        scheduler.set_timesteps(num_steps)  # it clears a multistep scheduler's history; not timed
+        x = EPS
+        started = time.thread_time()
+        with torch.no_grad():
+            for timestep in scheduler.timesteps:
+                x = scheduler.step(free(x, timestep, None), timestep, x).prev_sample
+        walk.seconds = time.thread_time() - started  # type: ignore[attr-defined]
+
+    return walk
+
+
+def bare_walk(order: int, num_steps: int, clip: bool = False) -> Callable[[], None]:
+    """x_s = k x_t + (α_s - k α_t) x̂_0, k = σ_s/σ_t, with the numbers of each step worked out before."""
+    process = Gaussian(LinearBeta())
+    steps = []
+    for t, s in pairwise(Uniform(num_steps).times(process)):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = process.scales(t), process.scales(s)
+        kept = sigma_s / sigma_t
+        steps.append((1 / alpha_t, -sigma_t / alpha_t, kept, alpha_s - kept * alpha_t))
+
+    def walk() -> None:
+        x, before = EPS, EPS
+        free = Free()
+        with torch.no_grad():
+            for grown, shrunk, kept, share in steps:
+                x_0 = torch.add(x * grown, free(x, EPS, None), alpha=shrunk)
+                if clip:
+                    x_0 = x_0.clamp_(-1.0, 1.0)
+                held = x_0
+                if order == 2:
+                    held, before = torch.add(x_0 * 1.5, before, alpha=-0.5), x_0
+                x = torch.add(x * kept, held, alpha=share)
+
+    return walk
+
+
+def measure(walks: dict[str, Callable[[], None]], repeats: int, num_steps: int) -> dict[str, list[float]]:
+    """Microseconds a step of each walk in each turn, after two turns that only warm up."""
+    found: dict[str, list[float]] = {name: [] for name in walks}
+    for turn in range(repeats + 2):
+        for name, walk in walks.items():
+            started = time.thread_time()
+            walk()
+            seconds = getattr(walk, "seconds", time.thread_time() - started)
+            if turn >= 2:
+                found[name].append(1e6 * seconds / num_steps)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    n = arguments.steps
+    rows = {
+        "DDIM": (
+            our_walk(Ancestral(0.0), n),
+            their_walk("DDIMScheduler", n, clip_sample=False),
+            bare_walk(1, n),
+        ),
+        "DDIM, x̂_0 clipped": (
+            our_walk(Ancestral(0.0), n, clip=True),
+            their_walk("DDIMScheduler", n, clip_sample=True),
+            bare_walk(1, n, clip=True),
+        ),
+        "2M": (
+            our_walk(Multistep(2), n),
+            their_walk("DPMSolverMultistepScheduler", n),
+            bare_walk(2, n),
+        ),
+    }
+    walks = {f"{name}/{who}": walk for name, row in rows.items() for who, walk in zip("otf", row, strict=True)}
+    found = measure(walks, arguments.repeats, n)
+
+    results: dict[str, dict[str, Any]] = {}
+    print(
+        f"µs a step around the network, [1, 3, 32, 32], {n} steps, median of {arguments.repeats} turns;\n"
+        f"diff-diffusion {__version__}, diffusers {diffusers.__version__}, torch {torch.__version__}, "
+        f"{platform.machine()}, 1 thread.\n"
+    )
+    print("| step | ours | diffusers | ratio | target | | bare loop |")
+    print("|---|---|---|---|---|---|---|")
+    for name, target in TARGETS.items():
+        ours, theirs, floor = (found[f"{name}/{who}"] for who in "otf")
+        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+        middle = {"ours": ours, "diffusers": theirs, "bare": floor}
+        results[name] = {who: statistics.median(values) for who, values in middle.items()}
+        results[name] |= {"ratio": ratio, "target": target}
+        print(
+            f"| {name} | {results[name]['ours']:.1f} | {results[name]['diffusers']:.1f} | {ratio:.3f} | {target:g} "
+            f"| {'met' if ratio <= target else 'MISSED'} | {results[name]['bare']:.1f} |"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
