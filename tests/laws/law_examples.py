@@ -70,6 +70,7 @@ EXAMPLES: dict[str, list[Description]] = {
     ],
     "process/uniform_tokens": [{"vocab": 5, "time_map": {"type": "time_map/linear_log_snr"}}],
     "recipe/recipe": [RECIPE],
+    "sampler/corrected": [{"sampler": {"type": "sampler/ddim"}, "snr": 0.1}],
     "target/linear": [{"row": "v"}],
     "time_map/cosine": [{"offset": 0.0}],
     "time_map/linear_beta": [{"beta_start": 0.01, "beta_end": 0.01, "timesteps": 500}],

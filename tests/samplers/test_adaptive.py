@@ -40,12 +40,12 @@ def exact() -> Tensor:
 
 
 def test_the_error_falls_with_the_tolerance(exact: Tensor) -> None:
-    """Ten times the tolerance, about ten times the error: slope 1 within 0.35 over four decades, and below 3 of it."""
-    tolerances = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
+    """Ten times the tolerance, about ten times the error: slope 1 within 0.2 over three decades, and below 2 of it."""
+    tolerances = [1e-2, 1e-3, 1e-4, 1e-5]
     steps = [last(Adaptive(tolerance, 0.1 * tolerance), FREE) for tolerance in tolerances]
     errors = [(step.x - exact).abs().max().item() for step in steps]
-    assert all(error < 3.0 * tolerance for error, tolerance in zip(errors, tolerances, strict=True))
-    assert math.log10(errors[0] / errors[-1]) / 4.0 == pytest.approx(1.0, abs=0.35)
+    assert all(error < 2.0 * tolerance for error, tolerance in zip(errors, tolerances, strict=True))
+    assert math.log10(errors[0] / errors[-1]) / 3.0 == pytest.approx(1.0, abs=0.2)
     evaluations = [step.nfe for step in steps]
     assert evaluations == sorted(evaluations)
 
