@@ -43,6 +43,7 @@ docs: $(VENV)/.dev  ## the documentation in docs/_build, warnings as errors
 
 bench: $(VENV)/.dev  ## the benchmarks; tables land in benchmarks/results
 	$(BIN)/python benchmarks/presets.py
+	$(BIN)/python benchmarks/step_overhead.py
 
 wheel: $(VENV)/.dev  ## the wheel in dist/
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -22,7 +22,7 @@ from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.time_maps import Flow, TabulatedBetas
 from diff_diffusion.samplers import multistep, trajectory, unipc
 from diff_diffusion.samplers.ancestral import Ancestral
-from diff_diffusion.samplers.multistep import Multistep, data_weights
+from diff_diffusion.samplers.multistep import data_weights
 from diff_diffusion.samplers.sampler import Sampler
 from diff_diffusion.samplers.unipc import UniPC
 
@@ -155,6 +155,12 @@ def test_ddim_with_some_fresh_noise() -> None:
     agree(walks.ours(Ancestral(0.5)), walks.theirs(eta=0.5))
 
 
+def test_lcm() -> None:
+    """It mixes x_t into x̂_0 by 0.25 / ((10 i)² + 0.25) at timestep i, which is below 1e-5 on its grid."""
+    walks = Walks("LCMScheduler")
+    agree(walks.ours(named("lcm")), walks.theirs())
+
+
 def test_dpmpp_2s() -> None:
     """It counts the evaluation in a step's middle as a step: on levels even in ln σ, every second x is ours."""
     walks = Walks("DPMSolverSinglestepScheduler", 21, use_exponential_sigmas=True)
@@ -179,23 +185,44 @@ def test_flow_matching() -> None:
 # ---- where the formulas differ -------------------------------------------------------------------------------------
 
 
+def curvature(places: list[float]) -> list[float]:
+    """The weights of the second divided difference of answers at three places."""
+    return [1.0 / math.prod(here - other for other in places if other != here) for here in places]
+
+
 def half_the_curvature(places: list[float], h: float) -> list[float]:
     """The weights of the parabola through three answers, its second derivative taken as the divided difference."""
-    exact = data_weights(places, h)
     mass, second = (quad(lambda r, k=k: r**k * math.exp((r - 1.0) * h), 0.0, 1.0)[0] for k in (0, 2))
-    curvature = [1.0 / math.prod(here - other for other in places if other != here) for here in places]
-    return [weight - 0.5 * second / mass * share for weight, share in zip(exact, curvature, strict=True)]
+    shares = zip(data_weights(places, h), curvature(places), strict=True)
+    return [weight - 0.5 * second / mass * bend for weight, bend in shares]
 
 
-def test_third_order_multistep_has_half_the_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps alike, then apart; with half the parabola's second derivative put in ours, alike to the end."""
-    walks = Walks("DPMSolverMultistepScheduler", solver_order=3, **TO_THE_CHAINS_FIRST)
+def a_half_taken_away(places: list[float], h: float) -> list[float]:
+    """The same with (1 - e^-h - h) / h² - 1/2 for the last coefficient, where the integral has + 1/2."""
+    shares = zip(half_the_curvature(places, h), curvature(places), strict=True)
+    return [weight + bend / math.expm1(-h) for weight, bend in shares]
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm", "rule"),
+    [("dpmpp_3m", "dpmsolver++", half_the_curvature), ("dpmpp_3m_sde", "sde-dpmsolver++", a_half_taken_away)],
+    ids=["ode", "sde"],
+)
+def test_third_order_multistep_has_half_the_curvature(
+    name: str, algorithm: str, rule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps alike, then apart; with half the parabola's second derivative put in ours, alike to the end.
+
+    Its SDE form has besides a sign turned in that term: no quadrature of any parabola.
+    """
+    walks = Walks("DPMSolverMultistepScheduler", solver_order=3, algorithm_type=algorithm, **TO_THE_CHAINS_FIRST)
     times = [*walks.times, 1 / T]
-    ours, theirs = walks.ours(Multistep(3), times)[:-1], walks.theirs()
+    ours = walks.ours(named(name), times)[:-1]
+    theirs = walks.theirs()
     agree(ours[:2], theirs[:2])
     assert max(map(apart, ours, theirs)) > 1e-3
-    monkeypatch.setattr(multistep, "data_weights", half_the_curvature)
-    agree(walks.ours(Multistep(3), times)[:-1], theirs)
+    monkeypatch.setattr(multistep, "data_weights", rule)
+    agree(walks.ours(named(name), times)[:-1], theirs)
 
 
 def line_at_the_middle(places: list[float], h: float) -> list[float]:

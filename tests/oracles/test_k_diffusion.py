@@ -109,11 +109,12 @@ def test_ode_samplers(k_diffusion: ModuleType, scaling: str, name: str, oracle: 
         ("dpm2_ancestral", "sample_dpm_2_ancestral"),
         ("dpmpp_2s_ancestral", "sample_dpmpp_2s_ancestral"),
         ("dpmpp_2m_sde", "sample_dpmpp_2m_sde"),
+        ("dpmpp_sde", "sample_dpmpp_sde"),
     ],
     ids=lambda value: "" if value.startswith("sample_") else value,
 )
 def test_stochastic_samplers(k_diffusion: ModuleType, scaling: str, name: str, oracle: str) -> None:
-    """With the same noise in each step."""
+    """With the same noise in each step, and in each part of a step."""
     walks = Walks(scaling)
     agree(walks.ours(named(name)), walks.theirs(getattr(k_diffusion, oracle), noise_sampler=walks.draws))
     assert not walks.drawn
