@@ -43,7 +43,7 @@ docs: $(VENV)/.dev  ## the documentation in docs/_build, warnings as errors
 
 bench: $(VENV)/.dev  ## the benchmarks; tables land in benchmarks/results
 	$(BIN)/python benchmarks/presets.py
-	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/step_overhead.py --json benchmarks/results/step_overhead.json
 
 wheel: $(VENV)/.dev  ## the wheel in dist/
 	$(BIN)/python -m build --wheel --outdir dist .

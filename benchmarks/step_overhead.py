@@ -164,6 +164,7 @@ def main() -> None:
             f"| {'met' if ratio <= target else 'MISSED'} | {results[name]['bare']:.1f} |"
         )
     if arguments.json:
+        arguments.json.parent.mkdir(exist_ok=True)
         arguments.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
