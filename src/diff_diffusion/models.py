@@ -17,12 +17,13 @@ from diff_diffusion import __version__
 from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.cond import Cond
 from diff_diffusion.core.denoiser import Denoiser, NetworkDenoiser
-from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, listed
+from diff_diffusion.core.gaussian import Gaussian
+from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, IncompatibleError, listed
 from diff_diffusion.guidance.bounds import Clipped
 from diff_diffusion.guidance.scale import ClassifierFree
 from diff_diffusion.networks.conditioning import ClassLabels
 from diff_diffusion.objectives.denoising import Loss
-from diff_diffusion.presets import Recipe, recipe
+from diff_diffusion.presets import RECIPES, Recipe, recipe
 from diff_diffusion.registry import build, describe, find, register
 from diff_diffusion.rng import Noise, derive
 from diff_diffusion.samplers.grid import Grid
@@ -412,6 +413,11 @@ def describe_for_data(data: ImageDataset, preset: str | None = None, **options: 
     """The description of the model that `DiffusionModel.for_data` makes, before any weight exists."""
     betas = {"timesteps", "beta_start", "beta_end", "beta_schedule"} & options.keys()
     chosen = recipe(preset or ("ddim" if betas else "rectified_flow"), **options)
+    if not isinstance(chosen.process, Gaussian):
+        raise IncompatibleError(
+            f"preset {preset!r} is for tokens, and {data.name} holds images: for images use one of "
+            f"{', '.join(name for name in RECIPES if isinstance(recipe(name).process, Gaussian))}"
+        )
     channels, height, width = data.shape
     size = network_size(max(height, width))
     cond_width = 4 * size["width"] if data.class_names else 0
@@ -419,9 +425,12 @@ def describe_for_data(data: ImageDataset, preset: str | None = None, **options: 
         [data.batch(range(i, min(i + CODEC_BATCH, len(data)))) for i in range(0, len(data), CODEC_BATCH)]
     )
     conditioner = {"type": "conditioner/classes", "names": list(data.class_names), "width": cond_width}
+    network = {"type": "network/unet", "channels": channels, **size, "cond_width": cond_width}
+    if chosen.target.outputs != 1:
+        network["out_channels"] = channels * chosen.target.outputs
     return {
         "type": "model/diffusion",
-        "network": {"type": "network/unet", "channels": channels, **size, "cond_width": cond_width},
+        "network": network,
         "codec": describe(codec),
         "recipe": describe(chosen),
         "conditioner": conditioner if data.class_names else None,

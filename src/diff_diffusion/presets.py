@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from diff_diffusion.core.categorical import Absorbing, Logits, UniformTokens
 from diff_diffusion.core.gaussian import Gaussian
+from diff_diffusion.core.learned_map import Learned
 from diff_diffusion.core.process import Process
-from diff_diffusion.core.targets import LinearTarget, Target
+from diff_diffusion.core.targets import LearnedVariance, LinearTarget, Target
 from diff_diffusion.core.time_maps import (
     Cosine,
     Flow,
@@ -27,10 +29,12 @@ from diff_diffusion.core.time_maps import (
 from diff_diffusion.errors import ConfigError, listed
 from diff_diffusion.objectives.denoising import Objective
 from diff_diffusion.objectives.levels import Normal, Uniform
-from diff_diffusion.objectives.weights import Simple, Unit
+from diff_diffusion.objectives.measures import Nats
+from diff_diffusion.objectives.weights import Simple, Unit, Vlb
 from diff_diffusion.registry import register
 from diff_diffusion.samplers import grid
 from diff_diffusion.samplers.ancestral import Ancestral
+from diff_diffusion.samplers.langevin import Corrected
 from diff_diffusion.samplers.multistep import Multistep
 from diff_diffusion.samplers.sampler import Sampler
 from diff_diffusion.samplers.single_step import Heun
@@ -56,6 +60,9 @@ class Recipe:
     grid: grid.Grid
     guidance: float = 1.0
     clip: bool = False
+
+    def __post_init__(self) -> None:
+        self.objective.check(self.process)
 
 
 def ddpm(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Recipe:
@@ -100,13 +107,39 @@ def ddim(
 
 
 def iddpm(timesteps: int = 1000) -> Recipe:
-    """Improved DDPM's cosine map, eps and L_simple; the end at λ = -20 is where its cap on β puts it.
+    """Improved DDPM: the cosine map, eps with a learned variance, L_hybrid.
 
-    Its learned variance is not part of this recipe. Source: Nichol & Dhariwal, arXiv 2102.09672.
+    The end at λ = -20 is where its cap on β puts it. Source: Nichol & Dhariwal, arXiv 2102.09672.
     """
     process = Gaussian(Truncated(Cosine(), -20.0))
-    objective = Objective(Uniform(), Simple())
-    return Recipe(process, LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(timesteps), clip=True)
+    target = LearnedVariance(LinearTarget("eps"), timesteps)
+    return Recipe(process, target, Objective(Uniform(), Simple()), Ancestral(1.0), grid.Uniform(timesteps), clip=True)
+
+
+def vdm(log_snr_max: float = 13.3, log_snr_min: float = -5.0, num_inference_steps: int = 250) -> Recipe:
+    """Variational diffusion: the continuous bound itself is the loss, and the time map learns to make it less noisy.
+
+    The map's ends stay as given, by default where the paper's learned ones began. Source: Kingma et al., arXiv
+    2107.00630.
+    """
+    process = Gaussian(Learned(log_snr_max, log_snr_min))
+    objective = Objective(Uniform(), Vlb())
+    return Recipe(
+        process, LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(num_inference_steps), clip=True
+    )
+
+
+def masked_tokens(vocab: int = 256, num_inference_steps: int = 64) -> Recipe:
+    """Masked diffusion of tokens, trained on its variational bound. Source: Sahoo et al., "MDLM", arXiv 2406.07524."""
+    objective = Objective(Uniform(), Vlb(), measure=Nats())
+    return Recipe(Absorbing(vocab), Logits(), objective, Ancestral(eta=1.0), grid.Uniform(num_inference_steps))
+
+
+def uniform_tokens(vocab: int = 256, num_inference_steps: int = 64) -> Recipe:
+    """Uniform diffusion of tokens, trained on its bound. Source: Austin et al., "D3PM", arXiv 2107.03006."""
+    objective = Objective(Uniform(), Vlb(), measure=Nats())
+    process = UniformTokens(vocab)
+    return Recipe(process, Logits(), objective, Ancestral(eta=1.0), grid.Uniform(num_inference_steps))
 
 
 def edm() -> Recipe:
@@ -119,9 +152,8 @@ def edm() -> Recipe:
 def vp_sde(num_inference_steps: int = 1000) -> Recipe:
     """The variance preserving SDE, β from 0.1 to 20, trained by denoising score matching.
 
-    The three papers' SDEs divide what their network says by σ before they call it the score, so the network's own
-    output is eps with the sign turned, and their weight σ² on the score's error is L_simple. Source: Song et al.,
-    arXiv 2011.13456.
+    The paper divides what its network says by σ before it calls it the score, so the network's own output is eps up
+    to its sign, and the weight σ² on the score's error is L_simple. Source: Song et al., arXiv 2011.13456.
 
     Args:
         num_inference_steps: steps of sampling.
@@ -130,11 +162,13 @@ def vp_sde(num_inference_steps: int = 1000) -> Recipe:
 
 
 def ve_sde(sigma_min: float = 0.01, sigma_max: float = 50.0, num_inference_steps: int = 1000) -> Recipe:
-    """The variance exploding SDE, trained like `vp_sde`. Source: Song et al., arXiv 2011.13456.
+    """The variance exploding SDE, trained like `vp_sde`, each step corrected by one of Langevin's.
+
+    Source: Song et al., arXiv 2011.13456.
 
     Args:
         sigma_min, sigma_max: the noise that data of variance 1 are given, from first to last, geometrically.
-        num_inference_steps: steps of sampling.
+        num_inference_steps: steps of sampling, of two evaluations each.
 
     Raises:
         ConfigError: sigmas that are not positive and rising.
@@ -142,7 +176,7 @@ def ve_sde(sigma_min: float = 0.01, sigma_max: float = 50.0, num_inference_steps
     if not 0 < sigma_min < sigma_max:
         raise ConfigError(f"ve_sde needs 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
     levels = LinearLogSnr(-2.0 * math.log(sigma_min), -2.0 * math.log(sigma_max))
-    return _score_sde(Gaussian(levels, "ve"), num_inference_steps)
+    return _score_sde(Gaussian(levels, "ve"), num_inference_steps, Corrected(Ancestral(eta=1.0), steps=1, snr=0.16))
 
 
 def sub_vp_sde(num_inference_steps: int = 1000) -> Recipe:
@@ -150,9 +184,9 @@ def sub_vp_sde(num_inference_steps: int = 1000) -> Recipe:
     return _score_sde(Gaussian(SubVp(LinearBeta()), "sub_vp"), num_inference_steps)
 
 
-def _score_sde(process: Gaussian, num_steps: int) -> Recipe:
-    objective = Objective(Uniform(), Simple())
-    return Recipe(process, LinearTarget("eps"), objective, Ancestral(eta=1.0), grid.Uniform(num_steps), clip=True)
+def _score_sde(process: Gaussian, num_steps: int, sampler: Sampler | None = None) -> Recipe:
+    sampler, objective = sampler or Ancestral(eta=1.0), Objective(Uniform(), Simple())
+    return Recipe(process, LinearTarget("eps"), objective, sampler, grid.Uniform(num_steps), clip=True)
 
 
 def zero_snr(
@@ -186,8 +220,11 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "ddpm": ddpm,
     "edm": edm,
     "iddpm": iddpm,
+    "masked_tokens": masked_tokens,
     "rectified_flow": rectified_flow,
     "sub_vp_sde": sub_vp_sde,
+    "uniform_tokens": uniform_tokens,
+    "vdm": vdm,
     "ve_sde": ve_sde,
     "vp_sde": vp_sde,
     "zero_snr": zero_snr,

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from diff_diffusion.core.analytic import GaussianMixture
+from diff_diffusion.core.analytic import GaussianMixture, TokenTable
 from diff_diffusion.core.denoiser import NetworkDenoiser
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.errors import ConfigError
@@ -20,13 +20,15 @@ from diff_diffusion.samplers import sample
 from diff_diffusion.samplers.sampler import check_fits, check_times
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
+of_numbers = pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("_tokens")])
+of_tokens = pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_tokens")])
 
 
 @every_recipe
 def test_a_recipe_round_trips(name: str) -> None:
     whole = recipe(name)
     assert isinstance(whole, Recipe)
-    assert build(json.loads(json.dumps(describe(whole)))) == whole
+    assert describe(build(json.loads(json.dumps(describe(whole))))) == describe(whole)
 
 
 @every_recipe
@@ -37,7 +39,7 @@ def test_the_parts_of_a_recipe_fit(name: str) -> None:
     NetworkDenoiser(torch.nn.Identity(), whole.process, whole.target)
 
 
-@every_recipe
+@of_numbers
 def test_a_recipe_samples_an_exact_mixture(name: str) -> None:
     """64 samples of two narrow modes: all within 6 deviations of one, both found."""
     fewer = {"timesteps": 100} if name in ("ddpm", "iddpm") else {}
@@ -50,7 +52,7 @@ def test_a_recipe_samples_an_exact_mixture(name: str) -> None:
     assert 10 < (x > 0).sum() < 54
 
 
-@every_recipe
+@of_numbers
 def test_a_recipes_loss_is_finite_at_both_ends(name: str) -> None:
     whole = recipe(name)
     assert isinstance(whole.process, Gaussian)
@@ -58,6 +60,21 @@ def test_a_recipes_loss_is_finite_at_both_ends(name: str) -> None:
     noise = Noise(range(256), "train")
     loss = whole.objective(mixture, mixture.draw(noise), None, noise)
     assert torch.isfinite(loss.per_sample).all()
+
+
+@of_tokens
+def test_a_recipe_of_tokens_samples_an_exact_joint_and_loses_its_entropy(name: str) -> None:
+    """Two words of two letters, never mixed: few samples mix them, and the bound is ln 2 / 2 for a letter."""
+    whole = recipe(name, vocab=2)
+    table = TokenTable(whole.process, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))  # type: ignore[arg-type]
+    x = sample(table, whole.sampler, whole.grid, (2,), noise=Noise(range(400)))
+    assert (x[:, 0] == x[:, 1]).double().mean() > 0.95
+    assert 150 < (x[:, 0] == 0).sum() < 250
+    noise = Noise(range(20_000), "train")
+    loss = whole.objective(table, table.draw(noise), None, noise)
+    error = 5 * loss.per_sample.std().item() / 20_000**0.5
+    assert error < 0.06
+    assert loss.mean.item() == pytest.approx(0.5 * math.log(2.0), abs=error)
 
 
 def test_edm_is_the_papers_setting() -> None:

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 
+from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.training import train
 
@@ -16,7 +17,11 @@ LEARNED_MAP = {"type": "process/gaussian", "time_map": {"type": "time_map/learne
 RECIPES: dict[str, dict[str, Any]] = {
     "loss_aware": {"objective": {"levels": {"type": "levels/loss_aware", "num_bins": 4}}},
     "learned_uncertainty": {"objective": {"weight": {"type": "weight/learned_uncertainty"}}},
-    "learned_map": {"process": LEARNED_MAP, "target": {"type": "target/linear", "row": "v"}},
+    "learned_map": {
+        "process": LEARNED_MAP,
+        "target": {"type": "target/linear", "row": "v"},
+        "objective": {"weight": {"type": "weight/vlb"}, "levels": {"type": "levels/uniform"}},
+    },
 }
 
 
@@ -49,6 +54,14 @@ def test_it_learns_and_a_resumed_run_ends_with_the_same_bytes(name: str, tmp_pat
     assert stored.keys() == before.keys()
     assert any(not torch.equal(stored[key], before[key]) for key in before)
     assert DiffusionModel.load(tmp_path / "whole").sample(2, labels=0).isfinite().all()
+
+
+def test_a_learned_map_is_refused_where_it_would_change_the_loss() -> None:
+    description = tiny.description(tiny.images(), multipliers=[1])
+    for objective in ({}, {"weight": {"type": "weight/vlb"}, "levels": {"type": "levels/normal"}}):
+        description["recipe"] |= RECIPES["learned_map"] | {"objective": {"type": "objective/denoising", **objective}}
+        with pytest.raises(IncompatibleError, match="'vlb' or 'sigmoid'"):
+            DiffusionModel.from_description(description)
 
 
 def test_micro_batches_change_no_level(tmp_path: Path) -> None:

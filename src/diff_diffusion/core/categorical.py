@@ -18,7 +18,7 @@ from torch import Tensor
 from diff_diffusion.core.posterior import Posterior
 from diff_diffusion.core.process import Corrupted, Error, Process
 from diff_diffusion.core.targets import Target
-from diff_diffusion.core.time_maps import Flow, TimeMap
+from diff_diffusion.core.time_maps import Logistic, TimeMap
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise
@@ -70,11 +70,11 @@ class Tokens(Process):
 
     Args:
         vocab: how many tokens the data have.
-        time_map: λ(t); the flow map is α = (1 - t)² / ((1 - t)² + t²), from all kept to none.
+        time_map: λ(t); the logistic map is α = 1 - t, from all kept to none.
     """
 
     vocab: int
-    time_map: TimeMap = field(default_factory=Flow)
+    time_map: TimeMap = field(default_factory=Logistic)
 
     def __post_init__(self) -> None:
         if not 2 <= self.vocab <= 10_000_000:
@@ -145,6 +145,14 @@ class Tokens(Process):
 
     def prior(self, shape: Sequence[int], noise: Noise, t: float = 1.0) -> Tensor:
         return self.forget(shape, noise)
+
+    def prior_gap(self, x_0: Tensor, t: float) -> Tensor:
+        """Infinite where the prior cannot say a token that may still be known: end masks at λ = -∞."""
+        alpha, pi = self.keep(t), torch.as_tensor(self.forgotten(x_0), dtype=torch.float64).expand(x_0.shape)
+        kept = alpha + (1.0 - alpha) * pi
+        rest = (1.0 - alpha) * (1.0 - pi)
+        gap = torch.xlogy(kept, kept) - torch.xlogy(kept, pi) + torch.xlogy(rest, torch.tensor(1.0 - alpha))
+        return gap.flatten(1).sum(1)
 
     def error(self, corrupted: Corrupted, posterior: Posterior) -> Error:
         """The bound's nats at every position, with gain 2: w = ½ dλ is the bound for every family."""

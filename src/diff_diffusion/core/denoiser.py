@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from diff_diffusion.cond import Cond
-from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.posterior import Posterior
-from diff_diffusion.core.process import Corrupted, Process
+from diff_diffusion.core.process import Corrupted, Error, Process
 from diff_diffusion.core.targets import Target
 from diff_diffusion.errors import ConfigError, IncompatibleError, listed
-from diff_diffusion.tensors import expand, maths
+from diff_diffusion.tensors import maths
 
 LOG_SNR_LIMIT = 20.0
 """Networks see λ clipped to ±20: beyond it x_t is the data, or the noise, to float32's last digit."""
@@ -28,11 +27,9 @@ class Denoiser(ABC):
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Posterior:
         """The posterior of x_0. `t` is a float, or a float64 tensor whose shape is a prefix of x_t's."""
 
-    def error(self, corrupted: Corrupted, cond: Cond | None) -> tuple[Tensor, Tensor]:
-        """(error [B, ...], gain): gain · ‖error‖² is the squared error of ε̂. Here x̂_0's error, so gain is the SNR."""
-        assert isinstance(self.process, Gaussian)
-        mean = self(corrupted.x_t, corrupted.t, cond).mean
-        return mean - corrupted.x_0, torch.exp(self.process.time_map.log_snr(corrupted.t))
+    def error(self, corrupted: Corrupted, cond: Cond | None) -> Error:
+        """How wrong it is about corrupted data."""
+        return self.process.error(corrupted, self(corrupted.x_t, corrupted.t, cond))
 
 
 class Conditioner(nn.Module):
@@ -82,8 +79,6 @@ class NetworkDenoiser(nn.Module, Denoiser):
 
     def output(self, x_t: Tensor, t: float | Tensor, cond: Cond | None) -> Tensor:
         """What the network says, in its target's terms."""
-        assert isinstance(self.process, Gaussian)
-        alpha, sigma = self.process.scales(t)
         log_snr = self.process.log_snr(t)
         level = maths(log_snr).clip(log_snr, -LOG_SNR_LIMIT, LOG_SNR_LIMIT)
         if isinstance(level, Tensor):
@@ -93,13 +88,12 @@ class NetworkDenoiser(nn.Module, Denoiser):
         if cond and self.conditioner is None:
             raise ConfigError(f"this model is unconditional: it knows no condition {listed(cond.values)}")
         embedded = self.conditioner.embed(cond, len(x_t)) if self.conditioner is not None else None
-        scaled = expand((alpha**2 + sigma**2) ** -0.5, x_t) * x_t
-        output: Tensor = self.network(scaled, level, embedded)
+        output: Tensor = self.network(self.process.shown(x_t, t), level, embedded)
         return output
 
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Posterior:
         return self.target.decode(self.output(x_t, t, cond), x_t, self.process, t)
 
-    def error(self, corrupted: Corrupted, cond: Cond | None) -> tuple[Tensor, Tensor]:
-        """The error in the target's own terms, and its gain."""
+    def error(self, corrupted: Corrupted, cond: Cond | None) -> Error:
+        """How wrong it is, in the target's own terms."""
         return self.target.error(self.output(corrupted.x_t, corrupted.t, cond), corrupted, self.process)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diff_diffusion.core.posterior import Posterior
+from diff_diffusion.core.posterior import GaussianPosterior, Posterior
 from diff_diffusion.core.process import Corrupted, Error, Moment, Process
 from diff_diffusion.core.time_maps import TimeMap
 from diff_diffusion.errors import ConfigError, IncompatibleError
@@ -118,7 +118,7 @@ class Gaussian(Process):
         """x_s = α_s x̂_0 + √(σ_s² - c²) ε̂ + c n, with ε̂ = (x_t - α_t x̂_0) / σ_t and c = η σ_s √(1 - ρ²).
 
         η = 0 is DDIM: Euler's step on the probability-flow ODE in σ/α, and DPM-Solver-1. η = 1 is DDPM with its
-        posterior variance β̃.
+        posterior variance β̃, or with a learned one between that and β.
 
         Source: Song et al., arXiv 2010.02502, equations 12 and 16, in terms of (α, σ).
         """
@@ -135,7 +135,10 @@ class Gaussian(Process):
             if noise is None:
                 raise ConfigError(f"a step with eta={eta} draws noise, and none was given: pass noise=Noise(seeds)")
             fresh = eta * sigma_s * math.sqrt(max(1.0 - decay**2, 0.0))
-            x_s.add_(noise.normal(x_s.shape, like=x_s), alpha=fresh)
+            drawn = noise.normal(x_s.shape, like=x_s)
+            if isinstance(posterior, GaussianPosterior) and posterior.share is not None:
+                drawn = drawn * torch.exp((0.5 * self.log_ratio(t, s)) * posterior.share)
+            x_s.add_(drawn, alpha=fresh)
         return x_s
 
     def error(self, corrupted: Corrupted, posterior: Posterior) -> Error:
@@ -148,6 +151,32 @@ class Gaussian(Process):
             return x_t
         alpha, sigma = self.scales(t)
         return expand((alpha**2 + sigma**2) ** -0.5, x_t) * x_t
+
+    def prior_gap(self, x_0: Tensor, t: float) -> Tensor:
+        alpha, sigma = self.scales(t)
+        total = alpha**2 + sigma**2
+        spread = sigma**2 / total
+        square = (x_0.double() ** 2).flatten(1).sum(1)
+        return 0.5 * (square * (alpha**2 / total) + x_0[0].numel() * (spread - 1.0 - math.log(spread)))
+
+    def divergence(self, x_0: Tensor, posterior: Posterior, t: float | Tensor, s: float | Tensor) -> Tensor:
+        """KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t)) of the stochastic step (η = 1), nats for each number of x_0, s > 0.
+
+        ½ (SNR_s - SNR_t) (x_0 - x̂_0)², and with a learned variance r^v times the least, where r = β / β̃:
+        ½ (v ln r - 1 + r^-v (1 + (SNR_s - SNR_t) (x_0 - x̂_0)²)).
+        """
+        assert isinstance(posterior, GaussianPosterior)
+        gained = maths(t).exp(self.log_snr(s)) - maths(t).exp(self.log_snr(t))
+        missed = expand(gained, x_0) * (x_0 - posterior.mean) ** 2
+        if posterior.share is None:
+            return 0.5 * missed
+        log_ratio = posterior.share * expand(self.log_ratio(t, s), x_0)
+        return 0.5 * (log_ratio - 1.0 + torch.exp(-log_ratio) * (1.0 + missed))
+
+    def log_ratio(self, t: float | Tensor, s: float | Tensor) -> float | Tensor:
+        """ln(β / β̃) of a step: its variance for data of variance 1, over that for data already known."""
+        softplus = maths(t).softplus
+        return softplus(self.log_snr(s)) - softplus(self.log_snr(t))
 
     def prior(self, shape: Sequence[int], noise: Noise, t: float = 1.0) -> Tensor:
         """N(0, α² + σ²): the process at t for data of mean 0 and variance 1, as codecs make them."""

@@ -43,23 +43,27 @@ class GaussianPosterior(Posterior):
     Args:
         mean: E[x_0 | x_t], [B, ...].
         tweedie: σ²/α of the time it was asked at; a float, or a tensor whose shape is a prefix of the mean's.
+        share: a learned variance for a stochastic step, as a share in [0, 1] of the way from ln β̃ to ln β, like the
+            mean; None for β̃ itself.
     """
 
     mean: Tensor
     tweedie: float | Tensor
+    share: Tensor | None = None
 
     def moved(self, by: Tensor) -> GaussianPosterior:
         """The mean moved by a correction, as higher-order solvers do."""
-        return GaussianPosterior(self.mean + by, self.tweedie)
+        return GaussianPosterior(self.mean + by, self.tweedie, self.share)
 
     def extrapolate(self, reference: Posterior, scale: float) -> GaussianPosterior:
         mean = torch.add(reference.mean, self.mean - reference.mean, alpha=scale)
-        return GaussianPosterior(mean, self.tweedie)
+        return GaussianPosterior(mean, self.tweedie, self.share)
 
     def __getitem__(self, rows: slice) -> GaussianPosterior:
         per_sample = isinstance(self.tweedie, Tensor) and self.tweedie.ndim > 0
-        return GaussianPosterior(self.mean[rows], self.tweedie[rows] if per_sample else self.tweedie)  # type: ignore[index]
+        tweedie = self.tweedie[rows] if per_sample else self.tweedie  # type: ignore[index]
+        return GaussianPosterior(self.mean[rows], tweedie, None if self.share is None else self.share[rows])
 
     def tilt(self, gradient: Tensor) -> GaussianPosterior:
         """Tweedie's formula for the evidence: E[x_0 | x_t, y] = E[x_0 | x_t] + (σ²/α) ∇ log p(y | x_t)."""
-        return GaussianPosterior(self.mean + expand(self.tweedie, gradient) * gradient, self.tweedie)
+        return self.moved(expand(self.tweedie, gradient) * gradient)

@@ -90,5 +90,9 @@ class Process(ABC):
         """x_t as a network sees it: the same whatever the scaling."""
 
     @abstractmethod
+    def prior_gap(self, x_0: Tensor, t: float) -> Tensor:
+        """KL(q(x_t | x_0) ‖ prior at t), nats [B]: what is still known of x_0 where sampling starts."""
+
+    @abstractmethod
     def prior(self, shape: Sequence[int], noise: Noise, t: float = 1.0) -> Tensor:
         """Where sampling starts: a draw of the process at time t when the data are forgotten."""

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.posterior import GaussianPosterior, Posterior
-from diff_diffusion.core.process import Corrupted, Process
+from diff_diffusion.core.process import Corrupted, Error, Process
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.registry import register
-from diff_diffusion.tensors import expand, maths, mixed
+from diff_diffusion.tensors import expand, maths, mean_flat, mixed
 
 ROWS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
     "x0": lambda alpha, sigma: (1.0, 0.0),
@@ -36,6 +37,9 @@ def _norm(alpha: Any, sigma: Any) -> Any:
 class Target(ABC):
     """What a network's output means, for one family of processes."""
 
+    outputs: ClassVar[int] = 1
+    """How many channels a network outputs for each of the data's."""
+
     @abstractmethod
     def check(self, process: Process) -> None:
         """Nothing, or an IncompatibleError that names the pair and the fix."""
@@ -45,8 +49,8 @@ class Target(ABC):
         """The posterior that the output stands for."""
 
     @abstractmethod
-    def error(self, output: Tensor, corrupted: Corrupted, process: Any) -> tuple[Tensor, Tensor]:
-        """(output - target [B, ...], gain): gain · ‖error‖² is the squared error of ε̂, whatever the target."""
+    def error(self, output: Tensor, corrupted: Corrupted, process: Any) -> Error:
+        """How far the output is from the target."""
 
 
 @register("target/linear", **{row: {"row": row} for row in ROWS})
@@ -98,9 +102,66 @@ class LinearTarget(Target):
         mean = expand(sigma * scale, output) * output - expand(b * scale, x_t) * x_t
         return GaussianPosterior(mean, sigma * sigma / alpha)
 
-    def error(self, output: Tensor, corrupted: Corrupted, process: Gaussian) -> tuple[Tensor, Tensor]:
+    def error(self, output: Tensor, corrupted: Corrupted, process: Gaussian) -> Error:
         t = corrupted.t
         alpha, sigma = process.scales(t)
         a, b = self.coefficients(alpha, sigma)
         gain = (alpha / (a * sigma - alpha * b)) ** 2
-        return output - self.encode(corrupted.x_0, corrupted.noise, process, t), gain
+        return Error(output - self.encode(corrupted.x_0, corrupted.noise, process, t), gain)
+
+
+@register("target/learned_variance")
+@dataclass(frozen=True)
+class LearnedVariance(Target):
+    """Twice the channels: another target, and how uncertain each number of the stochastic step is.
+
+    The second half v says the step's variance, (1 + v)/2 of the way from ln β̃ to ln β. It learns from the step's share
+    of the variational bound, times `weight`, which teaches the mean nothing: L_hybrid = L + weight · L_vlb.
+
+    Args:
+        target: what the first half means.
+        timesteps: T, the length of the chain whose bound is learned; a level t steps to t - 1/T.
+        weight: how much the bound counts.
+
+    Source: Nichol & Dhariwal, arXiv 2102.09672, with 0.001.
+    """
+
+    target: LinearTarget = field(default_factory=lambda: LinearTarget("eps"))
+    timesteps: int = 1000
+    weight: float = 0.001
+
+    outputs: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if self.timesteps < 1 or not self.weight >= 0.0:
+            raise ConfigError(
+                "a learned variance needs timesteps of at least 1 and a weight of at least 0, not "
+                f"{self.timesteps} and {self.weight}"
+            )
+
+    def check(self, process: Process) -> None:
+        self.target.check(process)
+
+    def decode(self, output: Tensor, x_t: Tensor, process: Gaussian, t: float | Tensor) -> GaussianPosterior:
+        first, second = self._halves(output, x_t)
+        posterior = self.target.decode(first, x_t, process, t)
+        return GaussianPosterior(posterior.mean, posterior.tweedie, 0.5 * (1.0 + second))
+
+    def error(self, output: Tensor, corrupted: Corrupted, process: Gaussian) -> Error:
+        first, second = self._halves(output, corrupted.x_t)
+        error, t = self.target.error(first, corrupted, process), corrupted.t
+        posterior = self.decode(torch.cat([first.detach(), second], 1), corrupted.x_t, process, t)
+        # The chain's first step, to the data, is left out: it has no β̃.
+        later = (t - 1.0 / self.timesteps).clamp(min=1e-3 / self.timesteps)
+        nats = mean_flat(process.divergence(corrupted.x_0, posterior, t, later))
+        counts = (t > 1.0 / self.timesteps).to(nats)
+        return Error(error.value, error.gain, self.weight * self.timesteps * counts * nats)
+
+    def _halves(self, output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        if output.shape != (x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]):
+            raise IncompatibleError(
+                f"a learned variance needs twice the data's {x_t.shape[1]} channels from the network, and it outputs "
+                f"{list(output.shape)} for {list(x_t.shape)}: build it with out_channels={2 * x_t.shape[1]}"
+            )
+        first, second = output.chunk(2, dim=1)
+        return first, second

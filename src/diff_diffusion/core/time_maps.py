@@ -201,6 +201,22 @@ class Flow(TimeMap):
         return maths(log_snr).sigmoid(-0.5 * log_snr)
 
 
+@register("time_map/logistic")
+@dataclass(frozen=True)
+class Logistic(TimeMap):
+    """λ(t) = ln((1 - t) / t): a token is kept with probability 1 - t; under vp, α² = 1 - t. λ(1) = -∞.
+
+    Source: Sahoo et al., arXiv 2406.07524 (its log-linear schedule, α = 1 - t).
+    """
+
+    def log_snr(self, t: Real) -> Real:
+        f = maths(t)
+        return f.log(1.0 - t) - f.log(t)
+
+    def time(self, log_snr: Real) -> Real:
+        return maths(log_snr).sigmoid(-log_snr)
+
+
 @register("time_map/tabulated_betas")
 @dataclass(frozen=True)
 class TabulatedBetas(TimeMap):

@@ -35,4 +35,4 @@ class Clipped(Denoiser):
         assert isinstance(posterior, GaussianPosterior)
         mean = posterior.mean
         mean = mean.clamp(*self.floats or (self.low.to(mean), self.high.to(mean)))
-        return GaussianPosterior(mean, posterior.tweedie)
+        return GaussianPosterior(mean, posterior.tweedie, posterior.share)

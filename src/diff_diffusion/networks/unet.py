@@ -64,6 +64,7 @@ class UNet(nn.Module):
         head_width: channels per attention head, about: heads divide the channels evenly.
         cond_width: the embedded condition's size; 0 for none.
         dropout: share of activations dropped in blocks.
+        out_channels: of the output; the data's when None.
 
     Raises:
         ConfigError: a size out of range or an attention factor that no level has.
@@ -81,8 +82,10 @@ class UNet(nn.Module):
         head_width: int = 32,
         cond_width: int = 0,
         dropout: float = 0.0,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
+        self.out_channels = out_channels
         self.channels, self.width, self.multipliers, self.depth = channels, width, tuple(multipliers), depth
         self.attention, self.head_width, self.cond_width, self.dropout = (
             tuple(attention),
@@ -126,7 +129,7 @@ class UNet(nn.Module):
             if index > 0:
                 self.grow.append(nn.Conv2d(current, current, 3, padding=1))
         self.norm = _norm(current)
-        self.leave = _zero(nn.Conv2d(current, channels, 3, padding=1))
+        self.leave = _zero(nn.Conv2d(current, out_channels or channels, 3, padding=1))
 
     def _check(self) -> None:
         factors = [2**index for index in range(len(self.multipliers))]
@@ -136,6 +139,7 @@ class UNet(nn.Module):
             ("the number of multipliers", len(self.multipliers), 1, 8),
             *((f"multiplier {m}", m, 1, 64) for m in self.multipliers),
             ("depth", self.depth, 1, 32),
+            ("out_channels", self.out_channels or 1, 1, 4096),
             ("cond_width", self.cond_width, 0, 65536),
             ("head_width", self.head_width, 1, 4096),
         ]:
@@ -156,7 +160,7 @@ class UNet(nn.Module):
         return stage
 
     def forward(self, x: Tensor, log_snr: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], log_snr [B] in ±20, cond [B, cond_width] or None, to [B, C, H, W]."""
+        """x [B, C, H, W], log_snr [B] in ±20, cond [B, cond_width] or None, to [B, out_channels, H, W]."""
         height, width = x.shape[-2:]
         factor = 2 ** (len(self.multipliers) - 1)
         if height % factor or width % factor:

@@ -55,13 +55,19 @@ class Objective:
             raise ConfigError(f"cond_drop must be at least 0 and below 1, not {self.cond_drop}")
 
     def check(self, process: Process) -> None:
-        """Nothing, or an IncompatibleError that names the measures that fit the process."""
+        """Nothing, or an IncompatibleError that says what fits the process."""
         if not isinstance(process, self.measure.needs):
             every = [(name, build({"type": f"measure/{name}"})) for name in names("measure")]
             fits = ", ".join(name for name, other in every if isinstance(process, other.needs))
             raise IncompatibleError(
                 f"{type(self.measure).__name__} measures errors of a {self.measure.needs.__name__} process, and this "
                 f"one is {type(process).__name__}. Measures that fit: {fits}"
+            )
+        if isinstance(process.time_map, Learned) and not (self.weight.integral and isinstance(self.levels, Uniform)):
+            # A loss that changes with the density of levels would pull them all to where it is least.
+            raise IncompatibleError(
+                "a learned time map needs a loss that it leaves as it is: levels 'uniform' and an integral's weight, "
+                f"'vlb' or 'sigmoid', not {type(self.levels).__name__} and {type(self.weight).__name__}"
             )
 
     def __call__(
