@@ -201,18 +201,18 @@ def test_a_sample_is_of_no_time_map_and_scaling(sampler: Sampler) -> None:
 # ---- Monte Carlo ---------------------------------------------------------------------------------------------------
 
 NEAR = Gaussian(LinearLogSnr(9.0, -9.0), "flow")
-NUM, NUM_STEPS = 3000, 60
+NUM, NUM_STEPS = 1200, 60
 
 
 def drawn(mixture: GaussianMixture, sampler: Sampler) -> Tensor:
-    """3,000 samples in 60 steps; 400 of an adaptive sampler, which finds its own."""
+    """1,200 samples in 60 steps; 400 of an adaptive sampler, which finds its own."""
     num, num_steps = (400, 2) if sampler.adaptive else (NUM, NUM_STEPS)
     return sample(mixture, sampler, grids.LogSnr(num_steps), (2,), noise=Noise(range(num))).double()
 
 
 @every_sampler
 def test_samples_have_the_mean_and_covariance_of_a_correlated_gaussian(sampler: Sampler) -> None:
-    """3,000 samples in 60 steps: within 5 standard errors, and 15% of the covariance for 60 steps of order 1."""
+    """Samples in 60 steps: within 5 standard errors, and 15% of the covariance for 60 steps of order 1."""
     mean = torch.tensor([0.4, -0.3], dtype=torch.float64)
     covariance = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
     mixture = GaussianMixture(NEAR, mean[None], covariance[None])
@@ -227,7 +227,7 @@ def test_samples_have_the_mean_and_covariance_of_a_correlated_gaussian(sampler: 
 
 @pytest.mark.parametrize("sampler", [p for p in EVERY if p.values[0].bias < 0.1])
 def test_samples_fall_on_the_modes_in_their_shares(sampler: Sampler) -> None:
-    """3,000 samples of two modes 13 deviations apart, shares 0.3 and 0.7: within 5 standard errors and 0.02."""
+    """Samples of two modes 13 deviations apart, shares 0.3 and 0.7: within 5 standard errors and 0.02."""
     mixture = GaussianMixture(NEAR, [[-1.0, 0.5], [1.2, -0.3]], [0.03, 0.03], [0.3, 0.7])
     x = drawn(mixture, sampler)
     near = torch.cdist(x, mixture.means).argmin(1)
@@ -281,7 +281,7 @@ def test_a_walk_along_any_process_is_finite_and_near_the_data(sampler: Sampler) 
     """Every time map in every scaling; samples of N(0, 0.25) stay within 8 standard deviations."""
     for param in gaussians():
         (process,) = param.values
-        times = grids.LogSnr(25).times(process)
+        times = grids.LogSnr(4 if sampler.adaptive else 25).times(process)
         start = process.prior((4, 1), Noise(range(4)), times[0]).double()
         x = walk(Linear(process, 0.25), sampler, times, start, Noise(range(4)))[-1].x
         assert x.abs().max() < 4.0, param.id

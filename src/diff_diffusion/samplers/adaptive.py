@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from diff_diffusion.core.process import Process
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise
-from diff_diffusion.samplers.multistep import data_weights
+from diff_diffusion.samplers.quadrature import gauss_legendre
 from diff_diffusion.samplers.sampler import Sampler
 from diff_diffusion.tensors import expand
 
@@ -127,20 +128,33 @@ class Adaptive(Sampler):
 
 def _taken(process: Gaussian, x: Tensor, answers: list[Tensor], places: list[list[float]], ends: list[float]) -> Tensor:
     """Each sample's step from the place of its x to its end, with the polynomial through its answers."""
-    table = []
-    for known, end in zip(places, ends, strict=True):
-        start = known[1] if known[0] == end else known[0]
-        h = end - start
-        alpha, sigma = process.scales(process.time_map.time(2.0 * end))
-        _, sigma_t = process.scales(process.time_map.time(2.0 * start))
-        rule = data_weights([(place - start) / h for place in known], h)
-        rule += [0.0] * (len(answers) - len(rule))
-        table.append([sigma / sigma_t, *(-alpha * math.expm1(-h) * weight for weight in rule)])
-    columns = torch.tensor(table, dtype=torch.float64).T
-    taken = x * expand(columns[0], x)
-    for column, answer in zip(columns[1:], answers, strict=True):
-        taken += answer * expand(column, x)
+    starts = [known[1] if known[0] == end else known[0] for known, end in zip(places, ends, strict=True)]
+    before, after = ([process.scales(process.time_map.time(2.0 * u)) for u in where] for where in (starts, ends))
+    h = np.subtract(ends, starts)
+    share = np.array([-alpha * math.expm1(-length) for (alpha, _), length in zip(after, h, strict=True)])
+    nodes = np.array([known + [math.nan] * (len(answers) - len(known)) for known in places])
+    data = _rules((nodes - np.array(starts)[:, None]) / h[:, None], h) * share[:, None]
+    kept = [sigma / sigma_t for (_, sigma), (_, sigma_t) in zip(after, before, strict=True)]
+    taken = x * expand(torch.tensor(kept, dtype=torch.float64), x)
+    for column, answer in zip(data.T, answers, strict=True):
+        taken += answer * expand(torch.from_numpy(column.copy()), x)
     return taken
+
+
+def _rules(nodes: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """`data_weights` of each row's nodes [B, k], of which those that are nan are none and have weight 0."""
+    points, masses = (np.array(column) for column in zip(*gauss_legendre(), strict=True))
+    density = masses * np.exp((points - 1.0) * h[:, None])
+    density /= density.sum(1, keepdims=True)
+    columns = []
+    for j, here in enumerate(nodes.T):
+        share = density
+        for i, other in enumerate(nodes.T):
+            if i != j:
+                factor = (points - other[:, None]) / (here - other)[:, None]
+                share = share * np.where(np.isnan(other)[:, None], 1.0, factor)
+        columns.append(np.where(np.isnan(here), 0.0, share.sum(1)))
+    return np.stack(columns, 1)
 
 
 def _step_end(here: float, end: float, length: float) -> float:

@@ -17,7 +17,8 @@ _POINTS = 16
 
 
 @lru_cache(maxsize=1)
-def _gauss_legendre() -> tuple[tuple[float, float], ...]:
+def gauss_legendre() -> tuple[tuple[float, float], ...]:
+    """(place, weight) of the rule that integrates over [0, 1]."""
     places, weights = np.polynomial.legendre.leggauss(_POINTS)
     return tuple((0.5 * (1.0 + float(x)), 0.5 * float(w)) for x, w in zip(places, weights, strict=True))
 
@@ -30,7 +31,7 @@ def weights(nodes: Sequence[float], density: Callable[[float], float]) -> list[f
     >>> [round(w, 12) for w in weights([0.0, 1.0], lambda r: 1.0)]  # the trapezoidal rule
     [0.5, 0.5]
     """
-    table = [(r, w * density(r)) for r, w in _gauss_legendre()]
+    table = [(r, w * density(r)) for r, w in gauss_legendre()]
     mass = math.fsum(w for _, w in table)
     found = []
     for j, here in enumerate(nodes):
