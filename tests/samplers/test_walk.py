@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
-from torch import Tensor
 
 from diff_diffusion.core.analytic import GaussianMixture
 from diff_diffusion.core.gaussian import Gaussian
-from diff_diffusion.core.posterior import Posterior
-from diff_diffusion.core.process import Corrupted, Error, Process
-from diff_diffusion.core.time_maps import Flow
+from diff_diffusion.core.process import Process
+from diff_diffusion.core.time_maps import Flow, LinearLogSnr
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.rng import Noise
 from diff_diffusion.samplers import Sampler, sample, trajectory
 from diff_diffusion.samplers import grid as grids
 from diff_diffusion.samplers.ancestral import Ancestral
 from diff_diffusion.samplers.multistep import Multistep
-from diff_diffusion.samplers.single_step import Heun
+from diff_diffusion.samplers.single_step import Heun, StochasticMidpoint
 
 PROCESS = Gaussian(Flow(), "flow")
 MIXTURE = GaussianMixture(PROCESS, [[-0.6], [0.9]], [0.09, 0.0625])
@@ -26,28 +27,13 @@ TIMES = [1.0, 0.5, 0.2, 0.0]
 
 
 class Foreign(Process):
-    """A process of another family."""
+    """A process of another family, of which nothing else will be asked."""
 
     def __init__(self) -> None:
         self.time_map = Flow()
 
-    def marginal(self, x_0: Tensor, t: Tensor, noise: Noise) -> Corrupted:
-        raise NotImplementedError
 
-    def renoise(self, x_s: Tensor, s: float, t: float, noise: Noise) -> Tensor:
-        raise NotImplementedError
-
-    def reverse(self, x_t: Tensor, posterior: Posterior, t: float, s: float, **options: object) -> Tensor:  # type: ignore[override]
-        raise NotImplementedError
-
-    def prior(self, shape: object, noise: Noise, t: float = 1.0) -> Tensor:
-        raise NotImplementedError
-
-    def error(self, corrupted: Corrupted, posterior: Posterior) -> Error:
-        raise NotImplementedError
-
-    def shown(self, x_t: Tensor, t: float | Tensor) -> Tensor:
-        raise NotImplementedError
+Foreign.__abstractmethods__ = frozenset()  # whatever processes must be able to do by now
 
 
 class Foreigner(GaussianMixture):
@@ -130,3 +116,18 @@ def test_eta_out_of_range_is_refused(eta: float) -> None:
 def test_bad_multistep_orders_are_refused() -> None:
     with pytest.raises(ConfigError, match="1, 2 and 3, not 4"):
         Multistep(4)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(1.0), Multistep(2, 1.0), StochasticMidpoint()], ids=["1", "2m", "2s"])
+def test_samples_of_an_sde_converge_as_the_grid_is_refined(sampler: Sampler) -> None:
+    """150 seeds on a mixture: what twice the steps change in the median sample halves, from 32 to 512 steps, within a
+    slope of 0.3; with noise drawn afresh it would not fall."""
+    noise, process = Noise(range(150)), Gaussian(LinearLogSnr(12.0, -12.0))
+    mixture = GaussianMixture(process, [[-0.6], [0.9]], [0.09, 0.0625], [0.6, 0.4])
+    x, ends = process.prior((150, 1), noise).double(), []
+    for num_steps in (32, 64, 128, 256, 512):
+        times = grids.LogSnr(num_steps + 1, 12.0, -12.0).times(process)
+        *_, last = trajectory(mixture, sampler, times, x, noise=noise)
+        ends.append(last.x)
+    changes = [(one - other).abs().median().item() for one, other in pairwise(ends)]
+    assert math.log2(changes[0] / changes[-1]) / 3.0 == pytest.approx(1.0, abs=0.3)
