@@ -39,7 +39,7 @@ class Corrected(Sampler):
     Raises:
         IncompatibleError: the predictor is for another family of processes.
 
-    Source: Song et al., arXiv 2011.13456, algorithms 2 to 5.
+    Source: Song et al., arXiv 2011.13456 (predictor-corrector samplers).
     """
 
     needs: ClassVar[type[Process]] = Gaussian
