@@ -68,9 +68,19 @@ EXAMPLES: dict[str, list[Description]] = {
         {"time_map": {"type": "time_map/linear_log_snr"}, "scaling": scaling}
         for scaling in ("vp", "ve", "flow", "sub_vp")
     ],
+    "process/product": [
+        {
+            "parts": [
+                {"type": "process/gaussian", "time_map": FLOW, "scaling": "flow"},
+                {"type": "process/absorbing", "vocab": 3, "time_map": FLOW},
+            ],
+            "sizes": [2, 1],
+        }
+    ],
     "process/uniform_tokens": [{"vocab": 5, "time_map": {"type": "time_map/linear_log_snr"}}],
     "recipe/recipe": [RECIPE],
     "sampler/corrected": [{"sampler": {"type": "sampler/ddim"}, "snr": 0.1}],
+    "target/joint": [{"targets": [{"type": "target/linear", "row": "v"}, {"type": "target/logits"}]}],
     "target/linear": [{"row": "v"}],
     "time_map/cosine": [{"offset": 0.0}],
     "time_map/linear_beta": [{"beta_start": 0.01, "beta_end": 0.01, "timesteps": 500}],

@@ -12,7 +12,6 @@ from diff_diffusion.core.posterior import Posterior
 from diff_diffusion.core.process import Corrupted, Error, Process
 from diff_diffusion.core.targets import Target
 from diff_diffusion.errors import ConfigError, IncompatibleError, listed
-from diff_diffusion.tensors import maths
 
 LOG_SNR_LIMIT = 20.0
 """Networks see λ clipped to ±20: beyond it x_t is the data, or the noise, to float32's last digit."""
@@ -80,11 +79,12 @@ class NetworkDenoiser(nn.Module, Denoiser):
     def output(self, x_t: Tensor, t: float | Tensor, cond: Cond | None) -> Tensor:
         """What the network says, in its target's terms."""
         log_snr = self.process.log_snr(t)
-        level = maths(log_snr).clip(log_snr, -LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-        if isinstance(level, Tensor):
-            level = level.to(x_t.device, torch.float32).expand(len(x_t), *level.shape[1:])
+        if isinstance(log_snr, Tensor):
+            level = log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).to(x_t.device, torch.float32)
+            level = level.expand(len(x_t), *level.shape[1:])
         else:
-            level = x_t.new_full((x_t.shape[0],), level, dtype=torch.float32)
+            clipped = min(max(log_snr, -LOG_SNR_LIMIT), LOG_SNR_LIMIT)
+            level = x_t.new_full((x_t.shape[0],), clipped, dtype=torch.float32)
         if cond and self.conditioner is None:
             raise ConfigError(f"this model is unconditional: it knows no condition {listed(cond.values)}")
         embedded = self.conditioner.embed(cond, len(x_t)) if self.conditioner is not None else None

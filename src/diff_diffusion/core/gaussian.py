@@ -82,7 +82,8 @@ class Gaussian(Process):
     def scales(self, t: Real) -> tuple[Real, Real]:
         """(α, σ) at t: floats for a float, float64 tensors of t's shape for a tensor."""
         if isinstance(t, Moment) and t.process is self:
-            t.scales = t.scales or self._scales(t.log_snr)
+            if t.scales is None:
+                t.scales = self._scales(t.log_snr)
             return t.scales
         return self._scales(self.time_map.log_snr(t))
 

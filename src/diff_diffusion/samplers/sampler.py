@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import count, pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -148,12 +149,14 @@ def trajectory(
     """
     check_fits(sampler, denoiser.process)
     check_times(times)
-    watched, state, no_grad = _Watched(denoiser), None, torch.no_grad()
+    watched, state = _Watched(denoiser), None
+    no_grad, already = torch.no_grad(), nullcontext()  # turning off what is off costs as much as a small step
     legs, tau = count(), clock(denoiser.process)
     path = noise.path(next(legs), tau)
     for index, (t, s) in enumerate(pairwise([Moment(time, denoiser.process) for time in times])):
         watched.first = None
-        with no_grad:  # not around the yield: the caller's gradient mode is the caller's
+        # Not around the yield: the caller's gradient mode is the caller's.
+        with no_grad if torch.is_grad_enabled() else already:
             if s > t:
                 x, state = denoiser.process.renoise(x, t, s, noise.at(index + 1)), None
                 path = noise.path(next(legs), tau)
