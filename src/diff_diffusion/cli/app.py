@@ -182,6 +182,38 @@ def explain(
 
 
 @app.command()
+def likelihood(
+    run: Run,
+    data: Data,
+    num: Annotated[int, typer.Option("-n", "--num", min=1, help="Held-out images.")] = 256,
+    method: Annotated[
+        str, typer.Option(help="bound (the variational bound) or ode (the probability-flow ODE).")
+    ] = "bound",
+    values: Annotated[
+        int, typer.Option(min=2, help="Values that a number of the data can have; 256 for 8 bits.")
+    ] = 256,
+    weights: Weights = "ema",
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """How many bits a model needs to say held-out images: bits per dimension, with their 95 % interval.
+
+    The images are those that a training run on DATA would hold out. Lower is better; 8 is no knowledge of 8-bit data.
+
+      diff-diffusion likelihood runs/photos photos/
+
+      diff-diffusion likelihood runs/digits digits --values 17 --method ode
+
+    The bound is the sum of what every noise level costs (--json lists them), an upper bound for the sampler with noise
+    (ddpm). The ODE's is the density of deterministic samplers, made discrete by noise of a bin's width. Only for a
+    perfect model are they the same; see docs/theory/likelihood.md.
+    """
+    from diff_diffusion.cli.look import likelihood as look
+
+    look(run, data, num, method, values, weights, seed, as_json)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check this machine: versions, device, precision, optional packages."""
     from diff_diffusion.cli.look import doctor as look

@@ -1,4 +1,4 @@
-"""`data inspect`, `info`, `explain` and `doctor`: commands that look and change nothing."""
+"""`data inspect`, `info`, `explain`, `likelihood` and `doctor`: commands that look and change nothing."""
 
 from __future__ import annotations
 
@@ -71,6 +71,34 @@ def explain(run: Path, out: Path | None, image: Path | None, label: str | None, 
     target = out or run / "process.png"
     process_figure(model, target, image=picture, label=label, seed=seed)
     typer.echo(f"{target}: forward noising above, reverse denoising and the guess x̂_0 below")
+
+
+def likelihood(
+    run: Path, data: str, num: int, method: str, values: int, weights: str, seed: int, as_json: bool
+) -> None:
+    from diff_diffusion.evaluation.likelihood import bits_per_dim
+
+    model = load(run, weights)
+    _, height, width = model.codec.data.shape
+    images = load_image_dataset(data, size=(height, width), channels=model.codec.data.shape[0])
+    found = bits_per_dim(
+        model,
+        images.split()[1],
+        method=method,
+        num=num,
+        values=values,
+        seed=seed,
+        progress=count_progress("measuring"),
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
+        return
+    typer.echo(
+        f"{found.bits:.3f} ± {found.error:.3f} bits per dimension ({found.method}, {found.n} held-out images, "
+        f"{found.values} values, {weights} weights)"
+    )
+    if found.parts is not None:
+        rows({f"{name}, bits": value for name, value in found.parts.items()})
 
 
 EXTRAS = {"demo": ("sklearn", "matplotlib")}

@@ -152,9 +152,7 @@ class Joint(Target):
 
     def check(self, process: Process) -> None:
         if not isinstance(process, Product) or len(process.parts) != len(self.targets):
-            raise IncompatibleError(
-                f"target 'joint' needs a product of {len(self.targets)} processes, one for each"
-            )
+            raise IncompatibleError(f"target 'joint' needs a product of {len(self.targets)} processes, one for each")
         for target, part in zip(self.targets, process.parts, strict=True):
             target.check(part)
 
