@@ -1,0 +1,303 @@
+"""How far each sampler is from the end of its ODE after so many network evaluations: the pictures of
+docs/choosing-a-sampler.md.
+
+    python benchmarks/sampler_choice.py [--run FOLDER] [--train-steps 600]
+
+Two models: the exact denoiser of two modes, whose flow has a closed form, and a small network trained on the digits,
+whose flow is followed with 500 steps of Heun. FOLDER keeps the trained network (default: runs/sampler_choice);
+training is done once. Writes results/sampler_choice.json, and sampler_choice.png and grid_choice.png in docs/images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy
+import torch
+from torch import Tensor
+
+from diff_diffusion import DiffusionModel, Noise, TrainSettings, __version__, load_image_dataset, train
+from diff_diffusion.core.denoiser import Denoiser
+from diff_diffusion.core.gaussian import Gaussian
+from diff_diffusion.core.time_maps import LinearLogSnr
+from diff_diffusion.evaluation.distances import frechet
+from diff_diffusion.evaluation.features import train_classifier
+from diff_diffusion.models import sampler_named
+from diff_diffusion.samplers.adaptive import Adaptive
+from diff_diffusion.samplers.grid import Grid, Karras, LogSnr, Uniform
+from diff_diffusion.samplers.optimised import optimised
+from diff_diffusion.samplers.sampler import Sampler, trajectory
+from diff_diffusion.samplers.transforms import Churn
+from diff_diffusion.verification.closed_forms import TwoModes
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+IMAGES = HERE.parent / "docs" / "images"
+BUDGETS = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+COARSE = (4, 6, 8, 12, 16, 32)
+TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.003)
+TWICE = {"heun", "dpm2", "dpmpp_2s", "dpmpp_sde"}  # two evaluations a step
+DETERMINISTIC = ("ddim", "heun", "dpm2", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "deis", "lms", "unipc")
+QUALITY = ("ddim", "dpmpp_2m", "unipc", "heun", "ddpm", "dpmpp_2m_sde", "dpmpp_sde", "heun on churn")
+SEEDS = range(64)
+
+Curve = list[tuple[int, float]]
+"""(network evaluations, error)."""
+
+
+def walked(
+    denoiser: Denoiser, sampler: Sampler, times: list[float], x: Tensor, noise: Noise, cond: Any = None
+) -> tuple[Tensor, int]:
+    """The end of a walk and the evaluations it took."""
+    for step in trajectory(denoiser, sampler, times, x, noise=noise, cond=cond):
+        last = step
+    return last.x, last.nfe
+
+
+def rms(a: Tensor, b: Tensor) -> float:
+    return (a - b).square().mean().sqrt().item()
+
+
+def steps_for(name: str, budget: int) -> int:
+    return budget // 2 + 1 if name in TWICE else budget
+
+
+def curves(denoiser: Denoiser, grid: Grid, x: Tensor, end: Tensor, noise: Noise, cond: Any = None) -> dict[str, Curve]:
+    """The error of every deterministic sampler on one grid, by evaluations."""
+    process, found = denoiser.process, {}
+    for name in DETERMINISTIC:
+        sampler, curve = sampler_named(name), []
+        for budget in BUDGETS:
+            times = grid.with_steps(steps_for(name, budget)).times(process)
+            got, nfe = walked(denoiser, sampler, times, x, noise, cond)
+            curve.append((nfe, rms(got, end)))
+        found[name] = curve
+        print(name, curve, flush=True)
+    curve = []
+    for rtol in TOLERANCES:
+        # Two times of the grid: the sampler's own steps to the last inner one, then the step to the data.
+        times = [1.0, grid.with_steps(2).times(process)[-2], 0.0]
+        got, nfe = walked(denoiser, Adaptive(rtol=rtol, atol=0.1 * rtol), times, x, noise, cond)
+        curve.append((nfe, rms(got, end)))
+    found["adaptive"] = curve
+    print("adaptive", curve, flush=True)
+    return found
+
+
+def on_grids(
+    denoiser: Denoiser, grids: dict[str, Grid], x: Tensor, end: Tensor, noise: Noise, cond: Any = None
+) -> dict[str, Curve]:
+    """dpmpp_2m on several grids."""
+    sampler = sampler_named("dpmpp_2m")
+    return {
+        name: [
+            (nfe, rms(got, end))
+            for budget in BUDGETS
+            for got, nfe in [walked(denoiser, sampler, grid.with_steps(budget).times(denoiser.process), x, noise, cond)]
+        ]
+        for name, grid in grids.items()
+    }
+
+
+def two_modes() -> dict[str, Any]:
+    """Errors to the exact end of the flow, which keeps the distribution function."""
+    process = Gaussian(LinearLogSnr(12.0, -12.0))
+    modes, noise = TwoModes(process), Noise(range(256))
+    x = process.prior((256, 1), noise.at(0)).double()
+    end = modes(modes.carried(x, 1.0, 1e-9), 1e-9).mean  # the last step holds x̂_0 at λ = 12, whatever the sampler
+    return {"samplers": curves(modes, LogSnr(50), x, end, noise)}
+
+
+def trained(folder: Path, steps: int) -> tuple[DiffusionModel, Any, Any]:
+    data, held_out = load_image_dataset("digits").split()
+    if not (folder / "config.json").exists():
+        model = DiffusionModel.for_data(data)
+        settings = TrainSettings(
+            steps=steps, lr=2e-3, precision="fp32", sample_interval=10**6, checkpoint_interval=steps, eval_interval=200
+        )
+        for record in train(model, data, folder, settings, held_out=held_out):
+            if record.step % 50 == 0:
+                print("step", record.step, "loss", round(record.loss, 4), flush=True)
+    return DiffusionModel.load(folder), data, held_out
+
+
+def digits(folder: Path, train_steps: int) -> dict[str, Any]:
+    model, data, held_out = trained(folder, train_steps)
+    process, noise = model.recipe.process, Noise(SEEDS)
+    x = process.prior((len(SEEDS), *model.codec.latent.shape), noise.at(0))
+    cond = model.encode([str(seed % 10) for seed in SEEDS], len(SEEDS))
+    grid = model.recipe.grid
+    assert isinstance(grid, LogSnr)
+    fine = grid.with_steps(500).times(process)
+    result: dict[str, Any] = {"train_steps": model.facts.get("steps", train_steps)}
+
+    end, nfe = walked(model.denoiser, sampler_named("heun"), fine, x, noise, cond)
+    other, _ = walked(model.denoiser, sampler_named("dpmpp_3m"), fine, x, noise, cond)
+    result["reference"] = {"sampler": "heun, 500 steps", "nfe": nfe, "rms to dpmpp_3m, 500 steps": rms(end, other)}
+    result["samplers"] = curves(model.denoiser, grid, x, end, noise, cond)
+
+    steps = optimised(model.denoiser, model.codec.latent.shape, 2, noise=Noise(range(1000, 1032)), cond=cond[:32])
+    grids = {"log_snr": grid, "karras": Karras(), "optimised, order 2": steps, "uniform": Uniform()}
+    result["grids"] = on_grids(model.denoiser, grids, x, end, noise, cond)
+
+    result["guided"] = {}
+    for scale in (1.0, 2.0, 4.0):
+        denoiser, _, _ = model.plan(guidance=scale)
+        guided, _ = walked(denoiser, sampler_named("dpmpp_3m"), fine, x, noise, cond)
+        result["guided"][f"{scale:g}"] = {
+            name: rms(
+                walked(
+                    denoiser,
+                    sampler_named(name),
+                    grid.with_steps(steps_for(name, 16)).times(process),
+                    x,
+                    noise,
+                    cond,
+                )[0],
+                guided,
+            )
+            for name in ("ddim", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "lms")
+        }
+
+    classifier = train_classifier(data, held_out)
+    labels, n = held_out.labels.tolist(), len(held_out)
+    reference = classifier.features(data.batch(range(len(data))))
+    result["frechet"] = {}
+    for name in QUALITY:
+        short, _, churned = name.partition(" on ")
+        rows = []
+        for budget in COARSE:
+            count = steps_for(short, budget)
+            chosen = Churn(grid.with_steps(count)) if churned else grid.with_steps(count)
+            drawn = model.sample(n, labels=labels, batch_size=512, sampler=short, grid=chosen).round()
+            rows.append((budget, frechet(classifier.features(drawn), reference)))
+        result["frechet"][name] = rows
+        print(name, rows, flush=True)
+    result["frechet_floor"] = frechet(classifier.features(held_out.batch(range(n))), reference)
+    result["frechet_n"], result["features"] = n, classifier.name
+    return result
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+# Okabe and Ito's colours, told apart by every kind of colour vision. Colour says the family, the marker which of it.
+LOOK: dict[str, tuple[str, str, str]] = {
+    "ddim": ("#000000", "o", "-"),
+    "heun": ("#D55E00", "s", "--"),
+    "dpm2": ("#D55E00", "^", "--"),
+    "dpmpp_2s": ("#D55E00", "D", "--"),
+    "dpmpp_2m": ("#0072B2", "o", "-"),
+    "dpmpp_3m": ("#0072B2", "s", "-"),
+    "deis": ("#009E73", "^", "-"),
+    "lms": ("#009E73", "D", "-"),
+    "unipc": ("#CC79A7", "v", "-"),
+    "adaptive": ("#E69F00", "*", ":"),
+    "ddpm": ("#000000", "s", "--"),
+    "dpmpp_2m_sde": ("#0072B2", "s", "--"),
+    "dpmpp_sde": ("#D55E00", "D", "--"),
+    "heun on churn": ("#D55E00", "*", ":"),
+    "log_snr": ("#0072B2", "o", "-"),
+    "karras": ("#D55E00", "s", "-"),
+    "optimised, order 2": ("#009E73", "D", "-"),
+    "uniform": ("#000000", "^", "-"),
+}
+
+
+def draw(axis: Any, found: dict[str, Curve], title: str, ylabel: str, ticks: Iterable[int]) -> None:
+    """Curves on logarithmic axes, each named at its right end."""
+    for name, curve in found.items():
+        colour, marker, line = LOOK[name]
+        axis.plot(*zip(*curve, strict=True), color=colour, marker=marker, linestyle=line, ms=4.5, lw=1.4)
+    axis.set(xscale="log", yscale="log", title=title, xlabel="network evaluations of a sample", ylabel=ylabel)
+    axis.set_xticks(list(ticks), [str(tick) for tick in ticks])
+    axis.set_xticks([], minor=True)
+    axis.grid(True, color="0.9", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    label(axis, found)
+
+
+def label(axis: Any, found: dict[str, Curve]) -> None:
+    """The names, at the height of the last point, moved apart where they would touch."""
+    low, high = (numpy.log10(value) for value in axis.get_ylim())
+    gap = 0.047 * (high - low)
+    right = max(curve[-1][0] for curve in found.values())
+    order = sorted(found, key=lambda name: found[name][-1][1])
+    places = [float(numpy.log10(found[name][-1][1])) for name in order]
+    for _ in range(400):
+        for i, j in itertools.pairwise(range(len(order))):
+            lack = gap - (places[j] - places[i])
+            if lack > 0:
+                places[i], places[j] = places[i] - lack / 2, places[j] + lack / 2
+    for name, place in zip(order, places, strict=True):
+        nfe, error = found[name][-1]
+        colour = LOOK[name][0]
+        axis.annotate(
+            name,
+            (nfe, error),
+            (right * 1.25, 10**place),
+            color=colour,
+            va="center",
+            fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6},
+            annotation_clip=False,
+        )
+
+
+def pictures(found: dict[str, Any]) -> None:
+    plt.rcParams.update({"font.size": 10, "axes.titlesize": 11})
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.2))
+    unit = "rms error, in standard deviations of the data"
+    draw(axes[0], found["two modes"]["samplers"], "Two modes, exact denoiser", unit, (8, 16, 32, 64, 128))
+    draw(axes[1], found["digits"]["samplers"], "Digits, trained network", unit, (8, 16, 32, 64, 128))
+    figure.tight_layout(w_pad=6)
+    figure.savefig(IMAGES / "sampler_choice.png", dpi=130, facecolor="white", bbox_inches="tight")
+
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.8))
+    draw(axes[0], found["digits"]["grids"], "Digits: dpmpp_2m on four grids", unit, (8, 16, 32, 64, 128))
+    about = found["digits"]
+    quality = "Fréchet distance to the train split"
+    draw(axes[1], about["frechet"], "Digits: what is seen of it", quality, COARSE)
+    axes[1].axhline(about["frechet_floor"], color="0.4", lw=1, ls=(0, (4, 3)))
+    axes[1].text(COARSE[0], about["frechet_floor"] * 0.97, "real images, same n", va="top", color="0.35", fontsize=9)
+    figure.tight_layout(w_pad=7)
+    figure.savefig(IMAGES / "grid_choice.png", dpi=130, facecolor="white", bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kept = HERE.parent / "runs" / "sampler_choice"
+    parser.add_argument("--run", type=Path, default=kept, help="where the trained network is kept")
+    parser.add_argument("--train-steps", type=int, default=600)
+    parser.add_argument("--draw-only", action="store_true", help="the pictures again, from the stored results")
+    arguments = parser.parse_args()
+    results = HERE / "results" / "sampler_choice.json"
+    if not arguments.draw_only:
+        found = {
+            "about": {
+                "n": {"two modes": 256, "digits": len(SEEDS)},
+                "seeds": "0 upwards",
+                "grid": "log_snr; of two modes from λ = -12 to 12, of the digits from -10 to 10",
+                "versions": {
+                    "diff_diffusion": __version__,
+                    "torch": torch.__version__.partition("+")[0],
+                    "numpy": numpy.__version__,
+                },
+            },
+            "two modes": two_modes(),
+        }
+        found["digits"] = digits(arguments.run, arguments.train_steps)
+        results.parent.mkdir(exist_ok=True)
+        results.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    pictures(json.loads(results.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()
