@@ -9,6 +9,7 @@ from diff_diffusion import DiffusionModel, ImageDataset
 from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.core.analytic import GaussianMixture
 from diff_diffusion.core.gaussian import Gaussian
+from diff_diffusion.core.targets import LearnedVariance, LinearTarget
 from diff_diffusion.core.time_maps import Cosine, Truncated
 from diff_diffusion.guidance import Clipped
 from diff_diffusion.presets import RECIPES, recipe
@@ -37,7 +38,8 @@ def test_the_codec_gives_the_bounds_in_latent_units() -> None:
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_recipes_that_predict_eps_clip(name: str) -> None:
     made = recipe(name)
-    assert made.clip == (made.target.row == "eps")  # type: ignore[attr-defined]
+    target = made.target.target if isinstance(made.target, LearnedVariance) else made.target
+    assert made.clip == (target == LinearTarget("eps"))
 
 
 def test_few_steps_of_an_eps_model_stay_in_the_range() -> None:

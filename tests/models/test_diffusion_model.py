@@ -90,12 +90,18 @@ def test_a_model_is_sized_for_its_data(side: tuple[int, int], channels: int, cla
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("preset", sorted(RECIPES))
+@pytest.mark.parametrize("preset", [name for name in sorted(RECIPES) if not name.endswith("_tokens")])
 def test_every_preset_makes_a_model(preset: str, data: ImageDataset) -> None:
     model = tiny.fresh(data, preset)
     assert torch.isfinite(model.loss(data.batch(range(8)), data.labels[:8]).mean)  # type: ignore[index]
     assert torch.isfinite(model.sample(2, labels=[0, 1])).all()
     assert describe(model.recipe.process) == describe(RECIPES[preset]().process)
+
+
+@pytest.mark.parametrize("preset", [name for name in sorted(RECIPES) if name.endswith("_tokens")])
+def test_a_preset_of_tokens_is_refused_for_images(preset: str, data: ImageDataset) -> None:
+    with pytest.raises(IncompatibleError, match=rf"preset '{preset}' is for tokens.*images use one of ddim, ddpm"):
+        DiffusionModel.for_data(data, preset)
 
 
 def test_options_choose_the_preset_that_has_them(data: ImageDataset) -> None:
