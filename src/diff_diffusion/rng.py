@@ -142,8 +142,8 @@ class Noise:
 class Brownian:
     """Brownian paths W on τ ∈ [0, 1], one per sample, read from 0 to 1 by increments.
 
-    W(1) is drawn first, then midpoints of halves of halves, until the segment that a step ends in is at most a quarter
-    of the step; the rest is an exact Brownian bridge from the last point read. So the increments of any grid are
+    W(1) is drawn first, then midpoints of halves of halves, until the segment that a step ends in is at most half
+    the step; the rest is an exact Brownian bridge from the last point read. So the increments of any grid are
     exactly independent and normal, and two grids read the same path as far as their steps resolve it. Nodes are keyed
     by their place; only the increments still ahead are kept, never W itself, which would lose short steps to rounding.
 
@@ -155,7 +155,7 @@ class Brownian:
     its cut-off.
     """
 
-    RESOLUTION = 0.25
+    RESOLUTION = 0.5
 
     def __init__(self, noise: Noise, clock: Callable[[float], float]) -> None:
         self.noise, self.clock = noise, clock
