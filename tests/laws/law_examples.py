@@ -30,6 +30,7 @@ RECIPE = {
     "grid": {"type": "grid/karras", "num_steps": 7},
 }
 UNET = {"channels": 2, "width": 8, "multipliers": [1, 2], "depth": 1, "attention": [2], "head_width": 8}
+DIT = {"channels": 2, "width": 16, "depth": 1, "heads": 2, "mlp_ratio": 2.0}
 
 EXAMPLES: dict[str, list[Description]] = {
     "codec/affine": [{"shape": [2, 4, 5], "mean": [3.5, 100.25], "std": [1.0, 64.1]}],
@@ -57,6 +58,13 @@ EXAMPLES: dict[str, list[Description]] = {
             "conditioner": {"type": "conditioner/classes", "names": ["chat", "猫"], "width": 6},
         }
     ],
+    "network/dit": [
+        DIT,
+        DIT | {"cond_width": 6, "depth": 2, "heads": 1},
+        DIT | {"cond_width": 6, "positions": "sincos", "patch": 3, "channels": 3},
+    ],
+    # The paper's sizes are for the meta device (tests/networks/test_dit.py); here each has its patch, and tiny blocks.
+    **{f"network/dit_{size}_{patch}": [DIT] for size in ("s", "b", "l", "xl") for patch in (2, 4, 8)},
     "network/unet": [
         UNET,
         UNET | {"cond_width": 6},

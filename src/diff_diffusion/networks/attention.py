@@ -1,7 +1,8 @@
-"""Self-attention: the one call to scaled_dot_product_attention."""
+"""Self-attention: the one call to scaled_dot_product_attention, and the turning of queries and keys."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -10,6 +11,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention of [B, L, C] tensors, C a multiple of heads, to [B, L, C]."""
     q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def rotated(x: Tensor, angles: Tensor) -> Tensor:
+    """x [B, L, heads, D] with number i and number i + D/2 turned, as a point of the plane, by angle i.
+
+    Queries and keys so turned meet at the difference of their angles alone.
+
+    Args:
+        x: queries or keys.
+        angles: [L, D/2] or [B, L, D/2], in radians.
+    """
+    cos, sin = angles.cos()[..., None, :], angles.sin()[..., None, :]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class ImageAttention(nn.Module):

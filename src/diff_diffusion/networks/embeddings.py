@@ -1,4 +1,4 @@
-"""Features of a noise level."""
+"""Features of a noise level, and of a place in a grid."""
 
 from __future__ import annotations
 
@@ -24,3 +24,15 @@ class LogSnrEmbedding(nn.Module):
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
         embedded: Tensor = self.mlp(waves.to(next(self.mlp.parameters()).dtype))
         return embedded
+
+
+def axial_angles(rows: int, columns: int, count: int, base: float, device: torch.device) -> Tensor:
+    """Angles of each place of a grid, in reading order: float32 [rows · columns, 2 · count].
+
+    The first `count` are row · base^(-i / count) for i = 0, 1, …; the others the same of the column.
+    """
+    rates = base ** (-torch.arange(count, device=device, dtype=torch.float32) / count)
+    row = torch.arange(rows, device=device, dtype=torch.float32)[:, None, None] * rates
+    column = torch.arange(columns, device=device, dtype=torch.float32)[None, :, None] * rates
+    both = (row.expand(rows, columns, count), column.expand(rows, columns, count))
+    return torch.cat(both, dim=-1).flatten(0, 1)
