@@ -96,20 +96,23 @@ class DiffusionModel(nn.Module):
     # ---- made for data ------------------------------------------------------------------------------------------
 
     @classmethod
-    def for_data(cls, data: ImageDataset, preset: str | None = None, seed: int = 0, **options: Any) -> DiffusionModel:
+    def for_data(
+        cls, data: ImageDataset, preset: str | None = None, seed: int = 0, network: str = "unet", **options: Any
+    ) -> DiffusionModel:
         """A model sized for `data`: channels, classes and statistics from it, the network's size from its resolution.
 
         Args:
             data: the train split (the codec is fitted to it).
             preset: a name in `diff_diffusion.presets`; "rectified_flow" unless betas are given, then "ddim".
             seed: of the initial weights.
+            network: "unet", "dit" or any other registered network's name.
             options: arguments of the preset: `timesteps`, `beta_start`, `beta_end`, `beta_schedule`,
                 `num_inference_steps`.
 
         Raises:
-            ConfigError: an unknown preset or option.
+            ConfigError: an unknown preset, network or option.
         """
-        description = describe_for_data(data, preset, **options)
+        description = describe_for_data(data, preset, network, **options)
         return cls.from_description(description, seed)
 
     @classmethod
@@ -161,6 +164,7 @@ class DiffusionModel(nn.Module):
         grid: Grid | str | None = None,
         guidance: float | None = None,
         conditional: bool = True,
+        clip: bool | None = None,
     ) -> tuple[Denoiser, Sampler, list[float]]:
         """What a walk needs: the (guided) denoiser, the sampler and the times; the model's defaults where None.
 
@@ -184,7 +188,7 @@ class DiffusionModel(nn.Module):
                     "one was trained with cond_drop = 0: use guidance 1, or train with objective.cond_drop = 0.1"
                 )
             denoiser = ClassifierFree(self.denoiser, scale)
-        if self.recipe.clip:
+        if self.recipe.clip if clip is None else clip:
             denoiser = Clipped(denoiser, *self.codec.bounds)
         return denoiser, chosen, times
 
@@ -409,7 +413,9 @@ def grid_named(grid: Grid | str) -> Grid:
     return found
 
 
-def describe_for_data(data: ImageDataset, preset: str | None = None, **options: Any) -> dict[str, Any]:
+def describe_for_data(
+    data: ImageDataset, preset: str | None = None, network: str = "unet", **options: Any
+) -> dict[str, Any]:
     """The description of the model that `DiffusionModel.for_data` makes, before any weight exists."""
     betas = {"timesteps", "beta_start", "beta_end", "beta_schedule"} & options.keys()
     chosen = recipe(preset or ("ddim" if betas else "rectified_flow"), **options)
@@ -419,25 +425,28 @@ def describe_for_data(data: ImageDataset, preset: str | None = None, **options: 
             f"{', '.join(name for name in RECIPES if isinstance(recipe(name).process, Gaussian))}"
         )
     channels, height, width = data.shape
-    size = network_size(max(height, width))
-    cond_width = 4 * size["width"] if data.class_names else 0
+    side = max(height, width)
+    cond_width = 4 * unet_size(side)["width"] if data.class_names else 0
     codec = Affine.fit(
         [data.batch(range(i, min(i + CODEC_BATCH, len(data)))) for i in range(0, len(data), CODEC_BATCH)]
     )
     conditioner = {"type": "conditioner/classes", "names": list(data.class_names), "width": cond_width}
-    network = {"type": "network/unet", "channels": channels, **size, "cond_width": cond_width}
+    # A network whose name says its size, or of which nothing is known here, keeps its own.
+    sizes = {"unet": unet_size, "dit": dit_size}
+    size = sizes[network](side) if network in sizes else {}
+    described = {**find("network", network), "channels": channels, **size, "cond_width": cond_width}
     if chosen.target.outputs != 1:
-        network["out_channels"] = channels * chosen.target.outputs
+        described["out_channels"] = channels * chosen.target.outputs
     return {
         "type": "model/diffusion",
-        "network": network,
+        "network": described,
         "codec": describe(codec),
         "recipe": describe(chosen),
         "conditioner": conditioner if data.class_names else None,
     }
 
 
-def network_size(side: int) -> dict[str, Any]:
+def unet_size(side: int) -> dict[str, Any]:
     """Width, levels, depth and attention of a U-Net for images whose longer side is `side`."""
     if side <= 16:
         return {"width": 32, "multipliers": [1, 2], "depth": 1, "attention": [2]}
@@ -446,3 +455,14 @@ def network_size(side: int) -> dict[str, Any]:
     if side <= 64:
         return {"width": 64, "multipliers": [1, 2, 3, 4], "depth": 2, "attention": [8]}
     return {"width": 96, "multipliers": [1, 1, 2, 3, 4], "depth": 2, "attention": [16]}
+
+
+def dit_size(side: int) -> dict[str, Any]:
+    """Patch, width, depth and heads of a DiT for images whose longer side is `side`: at most 256 tokens up to 128."""
+    if side <= 16:
+        return {"patch": 2, "width": 128, "depth": 6, "heads": 4}
+    if side <= 32:
+        return {"patch": 2, "width": 192, "depth": 8, "heads": 6}
+    if side <= 64:
+        return {"patch": 4, "width": 256, "depth": 8, "heads": 8}
+    return {"patch": 8, "width": 384, "depth": 12, "heads": 6}

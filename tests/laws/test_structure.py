@@ -25,7 +25,7 @@ ROWS: list[set[str]] = [
     {"networks", "codecs", "samplers", "guidance", "objectives", "data", "storage"},
     {"presets", "pictures"},
     {"models"},
-    {"training", "tuning", "evaluation", "safety", "verification"},
+    {"editing", "training", "tuning", "evaluation", "safety", "verification"},
 ]
 NARROW = {"storage": GROUND, "data": GROUND | {"core"}}  # parts that know less than their row may
 

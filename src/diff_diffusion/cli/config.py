@@ -57,10 +57,16 @@ def read_changes(config: Path | None, sets: Sequence[str]) -> dict[str, Any]:
         keys = (SHORT.get(head, head) + ("." + rest if rest else "")).split(".")
         here = changes
         for key in keys[:-1]:
+            if isinstance(here.get(key), str):  # a part that an earlier --set or the file names
+                here[key] = {"type": here[key]}
             here = here.setdefault(key, {})
             if not isinstance(here, dict):
                 raise ConfigError(f"--set {path}: {key} is already set to {here!r}")
-        here[keys[-1]] = yaml.safe_load(value)
+        last, given = keys[-1], yaml.safe_load(value)
+        settings = here.get(last)
+        if isinstance(given, str) and isinstance(settings, dict) and "type" not in settings:
+            given = {"type": given, **settings}  # its settings came first
+        here[last] = given
     unknown = [key for key in changes if key not in SECTIONS]
     if unknown:
         raise ConfigError(
@@ -75,9 +81,10 @@ def merged(base: Any, changes: Any, path: str = "") -> Any:
     Raises:
         ConfigError: a key of plain settings that is not there.
     """
-    if isinstance(base, Mapping) and "type" in base and isinstance(changes, str):
-        kind = base["type"].split("/")[0]
-        return {"type": changes if "/" in changes else f"{kind}/{changes}"}
+    if isinstance(base, Mapping) and "type" in base:
+        changes = {"type": changes} if isinstance(changes, str) else changes
+        if isinstance(changes, Mapping) and "/" not in str(changes.get("type", "/")):
+            changes = {**changes, "type": f"{base['type'].split('/')[0]}/{changes['type']}"}
     if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
         return changes
     if "type" in base:
@@ -88,6 +95,14 @@ def merged(base: Any, changes: Any, path: str = "") -> Any:
         if unknown:
             raise ConfigError(f"unknown setting {path + listed(unknown)}: there are {listed(base, 40)}")
     return {**base, **{key: merged(base.get(key), value, f"{path}{key}.") for key, value in changes.items()}}
+
+
+def network_named(changes: Mapping[str, Any]) -> str:
+    """The network that changes name, for a default of its size from the data; "unet" when they name none."""
+    model = changes.get("model")
+    network = model.get("network") if isinstance(model, Mapping) else None
+    name = network.get("type") if isinstance(network, Mapping) else network
+    return str(name or "unet").removeprefix("network/")
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:

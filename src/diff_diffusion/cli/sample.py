@@ -118,6 +118,11 @@ def _slug(label: str | None) -> str:
 
 def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
     recipe = read_recipe(file)
+    if "edit" in recipe:
+        raise DataError(
+            f"{file} is an edited picture, which repro does not make again; run `edit` with the settings it holds, "
+            f"beginning with --image {recipe['image']} --seed {recipe['seed']}"
+        )
     if "labels" in recipe:
         raise DataError(f"{file} is a sheet of several samples; repro makes one of the pictures beside it again")
     try:

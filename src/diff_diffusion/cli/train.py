@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from diff_diffusion.cli.config import merged, parse_size, read_changes, to_yaml
+from diff_diffusion.cli.config import merged, network_named, parse_size, read_changes, to_yaml
 from diff_diffusion.cli.console import TrainingLine, count_progress, duration
 from diff_diffusion.data import load_image_dataset
 from diff_diffusion.errors import ConfigError, DataError, listed
@@ -56,7 +56,8 @@ def run(
     )
     train_split, held_out = images.split(about["held_out"])
     settings = make_settings({"batch_size": batch_for(train_split.shape)} | asked)
-    description = merged(describe_for_data(train_split, preset), changes.get("model", {}), "model.")
+    described = describe_for_data(train_split, preset, network_named(changes))
+    description = merged(described, changes.get("model", {}), "model.")
     for line in images.report.lines():
         typer.echo(line, err=dry_run)
     if dry_run:

@@ -18,6 +18,7 @@ from diff_diffusion.core.process import Moment, Process
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.registry import build, names
 from diff_diffusion.rng import Noise
+from diff_diffusion.samplers.edits import Edit
 from diff_diffusion.samplers.grid import Grid
 from diff_diffusion.tensors import maths
 
@@ -128,6 +129,7 @@ def trajectory(
     *,
     cond: Cond | None = None,
     noise: Noise,
+    edits: Sequence[Edit] = (),
 ) -> Iterator[Step]:
     """The walk of `x` along `times`, a step at a time.
 
@@ -142,6 +144,7 @@ def trajectory(
         times: a grid's times, from noise to exactly 0.
         x: x at times[0], [B, ...].
         noise: one key per sample.
+        edits: applied to x after each step, in turn.
 
     Raises:
         IncompatibleError: the sampler does not fit the denoiser's process.
@@ -162,6 +165,8 @@ def trajectory(
                 path = noise.path(next(legs), tau)
             else:
                 x, state = sampler.step(watched, x, t, s, state, cond, noise.at(index + 1, (path, t, s)))
+            for number, edit in enumerate(edits):
+                x = edit(x, s, denoiser.process, noise.fork(f"edit {number}").at(index + 1))
         yield Step(index, t, s, x, watched.first, watched.nfe)
 
 
