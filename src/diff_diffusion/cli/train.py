@@ -9,6 +9,7 @@ import typer
 
 from diff_diffusion.cli.config import merged, network_named, parse_size, read_changes, to_yaml
 from diff_diffusion.cli.console import TrainingLine, count_progress, duration
+from diff_diffusion.core.targets import LearnedVariance
 from diff_diffusion.data import load_image_dataset
 from diff_diffusion.errors import ConfigError, DataError, listed
 from diff_diffusion.models import DiffusionModel, describe_for_data
@@ -102,13 +103,14 @@ def chosen(model: DiffusionModel) -> list[str]:
     """What was chosen for the data, a line each."""
     recipe, network = model.recipe, model.network
     process: Any = recipe.process
-    target: Any = recipe.target
+    learned = " and its variance" if isinstance(recipe.target, LearnedVariance) else ""
+    target: Any = recipe.target.target if isinstance(recipe.target, LearnedVariance) else recipe.target
     shape = " × ".join(map(str, model.codec.data.shape))
     classes = f", {len(model.conditioner.names)} classes" if model.conditioner else ", no classes"
     steps = recipe.grid.num_steps
     return [
         f"model: {type(network).__name__}, {model.num_parameters / 1e6:.2f} M parameters, for {shape}{classes}",
-        f"process: {type(process.time_map).__name__}, scaling {process.scaling}; target {target.row}",
+        f"process: {type(process.time_map).__name__}, scaling {process.scaling}; target {target.row}{learned}",
         f"sampler: {type(recipe.sampler).__name__} on {type(recipe.grid).__name__}, {steps} steps",
     ]
 

@@ -39,7 +39,7 @@ class DiTBlock(nn.Module):
         self.modulation = _zero(nn.Linear(width, 6 * width))
         self.qkv = _xavier(nn.Linear(width, 3 * width))
         # Without a norm of queries and keys attention can grow until half precision overflows.
-        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-6) for _ in range(2))
+        self.gain = nn.Parameter(torch.ones(2, width // heads))
         self.out = _xavier(nn.Linear(width, width))
         self.mlp = nn.Sequential(
             _xavier(nn.Linear(width, hidden)),
@@ -57,11 +57,14 @@ class DiTBlock(nn.Module):
 
     def _attention(self, x: Tensor, angles: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k = self.norm_q(q), self.norm_k(k)
+        q, k = (
+            functional.rms_norm(y, y.shape[-1:], eps=1e-6) * gain for y, gain in zip((q, k), self.gain, strict=True)
+        )
         if angles is not None:
             q, k = rotated(q, angles), rotated(k, angles)
         # The norm and the angles may be in float32 where the rest is not.
-        mixed: Tensor = self.out(attend(*(y.to(v.dtype).flatten(2) for y in (q, k, v)), self.heads))
+        q, k, v = (y.to(v.dtype).flatten(2) for y in (q, k, v))
+        mixed: Tensor = self.out(attend(q, k, v, self.heads))
         return mixed
 
 
