@@ -76,7 +76,8 @@ def read_changes(config: Path | None, sets: Sequence[str]) -> dict[str, Any]:
 
 
 def merged(base: Any, changes: Any, path: str = "") -> Any:
-    """`base` with `changes` on top. A part can be replaced by name ("heun") or by another type.
+    """`base` with `changes` on top. A part can be replaced by name ("heun") or by another type; the name it has
+    already leaves it as it is.
 
     Raises:
         ConfigError: a key of plain settings that is not there.
