@@ -180,6 +180,25 @@ def test_a_block_is_the_papers_formula() -> None:
     assert torch.allclose(block(x, emb, angles), expected, rtol=1e-9)
 
 
+def test_the_whole_is_its_parts() -> None:
+    """Patches by loops, SiLU of level plus condition to every block, then norm, scale, shift and a matrix."""
+    network = made(channels=2, patch=2, cond_width=3).double()
+    x, cond = Noise([1]).normal((1, 2, 4, 6)).double(), Noise([2]).normal((1, 3)).double()
+    log_snr = torch.tensor([-3.0])
+    emb = network.level(log_snr) + cond @ network.cond.weight.T
+    emb = emb * emb.sigmoid()
+    patches = [x[0, :, i : i + 2, j : j + 2].flatten() for i in (0, 2) for j in (0, 2, 4)]
+    tokens = (torch.stack(patches) @ network.enter.weight.T + network.enter.bias)[None]
+    angles = axial_angles(2, 3, 2, 100.0, torch.device("cpu"))
+    for block in network.blocks:
+        tokens = block(tokens, emb, angles)
+    shift, scale = (emb @ network.modulation.weight.T + network.modulation.bias).chunk(2, dim=-1)
+    normed = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    left = ((normed * (1 + scale) + shift) @ network.leave.weight.T + network.leave.bias).reshape(2, 3, 2, 2, 2)
+    expected = torch.cat([torch.cat(list(row), dim=2) for row in left], dim=1)
+    assert torch.allclose(network(x, log_snr, cond)[0], expected, rtol=1e-8)
+
+
 def test_a_fresh_block_is_the_identity_and_its_gates_learn_first() -> None:
     torch.manual_seed(0)
     network = DiT(**SMALL)  # type: ignore[arg-type]
