@@ -26,7 +26,7 @@ from diff_diffusion.core.time_maps import (
     Truncated,
     zero_terminal_snr,
 )
-from diff_diffusion.errors import ConfigError, listed
+from diff_diffusion.errors import ConfigError, IncompatibleError, listed
 from diff_diffusion.objectives.denoising import Objective
 from diff_diffusion.objectives.levels import Normal, Uniform
 from diff_diffusion.objectives.measures import Nats
@@ -63,6 +63,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.objective.check(self.process)
+        if self.clip and not isinstance(self.process, Gaussian):
+            raise IncompatibleError(f"clip keeps numbers in their range, and {type(self.process).__name__} has tokens")
 
 
 def ddpm(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Recipe:
@@ -116,11 +118,10 @@ def iddpm(timesteps: int = 1000) -> Recipe:
     return Recipe(process, target, Objective(Uniform(), Simple()), Ancestral(1.0), grid.Uniform(timesteps), clip=True)
 
 
-def vdm(log_snr_max: float = 13.3, log_snr_min: float = -5.0, num_inference_steps: int = 250) -> Recipe:
+def vdm(log_snr_max: float = 13.3, log_snr_min: float = -9.0, num_inference_steps: int = 250) -> Recipe:
     """Variational diffusion: the continuous bound itself is the loss, and the time map learns to make it less noisy.
 
-    The map's ends stay as given, by default where the paper's learned ones began. Source: Kingma et al., arXiv
-    2107.00630.
+    The map's ends stay as given; the paper's learn too, from 13.3 and -5. Source: Kingma et al., arXiv 2107.00630.
     """
     process = Gaussian(Learned(log_snr_max, log_snr_min))
     objective = Objective(Uniform(), Vlb())

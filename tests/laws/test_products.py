@@ -12,11 +12,12 @@ from diff_diffusion.cond import Cond
 from diff_diffusion.core.categorical import Absorbing, Logits, TokenPosterior, UniformTokens
 from diff_diffusion.core.denoiser import Denoiser, NetworkDenoiser
 from diff_diffusion.core.gaussian import Gaussian
+from diff_diffusion.core.learned_map import Learned
 from diff_diffusion.core.likelihood import continuous_bound
 from diff_diffusion.core.posterior import GaussianPosterior
 from diff_diffusion.core.process import Corrupted
 from diff_diffusion.core.product import Joint, Product, ProductPosterior
-from diff_diffusion.core.targets import LinearTarget
+from diff_diffusion.core.targets import LearnedVariance, LinearTarget
 from diff_diffusion.core.time_maps import Flow, LinearLogSnr
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.guidance import ClassifierFree
@@ -29,6 +30,7 @@ from diff_diffusion.samplers import grid as grids
 from diff_diffusion.samplers.ancestral import Ancestral
 from diff_diffusion.samplers.multistep import Multistep
 from diff_diffusion.samplers.sampler import sample, trajectory
+from diff_diffusion.samplers.transforms import Truncate
 
 WIDE = LinearLogSnr(12.0, -12.0)
 SHARES, MEANS, VARIANCES = torch.tensor([0.7, 0.3]).double(), torch.tensor([-1.0, 1.5]).double(), [0.09, 0.25]
@@ -99,10 +101,17 @@ def test_the_bound_is_the_entropy_of_the_whole() -> None:
     gaussian = sum(0.5 * s * math.log(1 + v * math.exp(12.0)) for s, v in zip(SHARES.tolist(), VARIANCES, strict=True))
     # z given c is Gaussian, so I((z, c); noisy) = H(c) + I(z; z_t | c), as the noisy pair tells c all but surely.
     expected = entropy_of_class + gaussian
+    assert torch.isfinite(bound.nats).all()
     found = bound.terms.sum(1)
     error = 5 * found.std().item() / 3000**0.5
     assert error < 0.2
     assert found.mean().item() == pytest.approx(expected, abs=error)
+    # And with what is left to say, -E ln p: of the class, and of a Gaussian given the class.
+    entropy = entropy_of_class + sum(
+        0.5 * s * math.log(2 * math.pi * math.e * v) for s, v in zip(SHARES.tolist(), VARIANCES, strict=True)
+    )
+    error = 5 * bound.nats.std().item() / 3000**0.5
+    assert bound.nats.mean().item() == pytest.approx(entropy, abs=error)
 
 
 def test_its_loss_is_the_mean_of_the_parts() -> None:
@@ -165,6 +174,12 @@ def test_guidance_and_jumps_work_part_by_part() -> None:
     assert torch.equal(tilted.parts[1].mean, free.parts[1].mean)
 
 
+def test_part_of_the_way_down_is_a_grid_for_it_too() -> None:
+    process = product(UniformTokens)
+    times = Truncate(0.5, grids.LogSnr(6)).times(process)
+    assert (times[0], times[-1], len(times)) == (0.5, 0.0, 7)
+
+
 def test_it_is_described_and_built_again() -> None:
     process = product(Absorbing)
     assert build(describe(process)) == process
@@ -177,6 +192,10 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         Product([Gaussian(WIDE)], [1, 2])
     with pytest.raises(IncompatibleError, match="share one time map"):
         Product([Gaussian(WIDE), UniformTokens(2, Flow())], [1, 1])
+    with pytest.raises(IncompatibleError, match="no learned time map"):
+        Product([Gaussian(learned := Learned()), UniformTokens(2, learned)], [1, 1])
+    with pytest.raises(IncompatibleError, match="LearnedVariance cannot be a part"):
+        Joint([LearnedVariance(), Logits()]).check(product(Absorbing))
     with pytest.raises(IncompatibleError, match="product of 2"):
         Joint([LinearTarget("v"), Logits()]).check(Gaussian(WIDE))
     with pytest.raises(IncompatibleError, match="needs a Gaussian"):

@@ -17,7 +17,7 @@ from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.process import Corrupted
 from diff_diffusion.core.targets import LinearTarget
 from diff_diffusion.core.time_maps import Flow, LinearLogSnr
-from diff_diffusion.errors import ConfigError, IncompatibleError
+from diff_diffusion.errors import ConfigError, DiffusionError, IncompatibleError
 from diff_diffusion.guidance import ClassifierFree
 from diff_diffusion.objectives import Objective
 from diff_diffusion.objectives.levels import Normal, Uniform
@@ -195,8 +195,9 @@ def test_the_bound_is_least_for_the_exact_posterior(process: Tokens) -> None:
         process = table.process
 
         def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> TokenPosterior:
-            blurred = TokenPosterior((0.5 * table(x_t, t).mean + 0.5 / VOCAB).log())
-            return TokenPosterior(table.process.settle(blurred.logits, x_t))
+            blurred = (0.5 * table(x_t, t).mean + 0.5 / VOCAB).log()
+            known = isinstance(table.process, Absorbing)
+            return TokenPosterior(table.process.settle(blurred, x_t, t) if known else blurred)
 
     noise = Noise(range(count), "train")
     x_0, objective = table.draw(noise), Objective(weight=Vlb(), measure=Nats())
@@ -297,7 +298,7 @@ class Independent(Denoiser):
         self.process, self.shares = process, shares
 
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> TokenPosterior:
-        return TokenPosterior(self.process.settle(self.shares.log().expand(len(x_t), -1, -1), x_t))
+        return TokenPosterior(self.process.settle(self.shares.log().expand(len(x_t), -1, -1), x_t, t))
 
 
 def test_confidence_unmasks_the_surest_first_and_as_many_as_the_process() -> None:
@@ -397,6 +398,39 @@ def test_a_network_of_logits_trains(process: Tokens) -> None:
     assert torch.equal(network.seen, start)
 
 
+@pytest.mark.parametrize("t", [0.2, 0.7])
+def test_a_flat_network_of_uniform_tokens_knows_what_x_t_says(t: float) -> None:
+    """Logits that say nothing give the exact posterior of data where every token is as likely, by Bayes' rule."""
+    process = UniformTokens(VOCAB)
+    x_t = torch.tensor([[0, 2, 1]])
+    flat = Logits().decode(torch.zeros(1, 3, VOCAB).double(), x_t, process, t)
+    exact = TokenTable(process, torch.ones(VOCAB, VOCAB, VOCAB))(x_t, t)
+    assert torch.allclose(flat.mean, exact.mean, atol=1e-12)
+    by_tensor = Logits().decode(torch.zeros(1, 3, VOCAB).double(), x_t, process, torch.tensor([t]).double())
+    assert torch.allclose(by_tensor.mean, flat.mean, atol=1e-12)
+    assert torch.isfinite(Logits().decode(torch.zeros(1, 3, VOCAB), x_t, process, 0.0).mean).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize(("t", "s"), [(0.9, 0.5), (0.7, 0.4), (0.85, 0.15), (0.3, 0.25)])
+def test_one_step_of_remasking_keeps_the_share_shown(share: float, t: float, s: float) -> None:
+    """Exactly α_s of the tokens are shown after a step from α_t, whatever share is hidden again."""
+    process, count = Absorbing(VOCAB), 20_000
+    known = TokenPosterior(torch.nn.functional.one_hot(torch.ones(count, 1, dtype=torch.int64), VOCAB).double().log())
+
+    class Known(Denoiser):
+        def __init__(self) -> None:
+            self.process = process
+
+        def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> TokenPosterior:
+            return known
+
+    clean = torch.ones(count, 1, dtype=torch.int64)
+    x_t = process.marginal(clean, torch.full((count,), t).double(), Noise(range(count), "down")).x_t
+    x_s, _ = Remasking(share).step(Known(), x_t, t, s, None, None, Noise(range(count)))
+    assert (x_s == process.mask).double().mean().item() == pytest.approx(1 - process.keep(s), abs=5 * 0.5 / count**0.5)
+
+
 def test_an_unmasked_token_is_what_it_is() -> None:
     process = Absorbing(VOCAB)
     denoiser = NetworkDenoiser(Network(process), process, Logits())
@@ -431,6 +465,12 @@ def test_pairs_that_cannot_work_are_refused() -> None:
         process.reverse(torch.zeros(1, 2, dtype=torch.int64), TokenPosterior(torch.zeros(1, 2, 4)), 0.9, 0.5)
     with pytest.raises(ConfigError, match="axis of 4"):
         TokenTable(process, JOINT)
+    noise, half = Noise([0]), torch.tensor([0.5]).double()
+    for wrong in (torch.zeros(1, 2), torch.tensor([[0, 4]]), torch.tensor([[-1, 0]])):
+        with pytest.raises(ConfigError, match="int64 from 0 to 3"):
+            process.marginal(wrong, half, noise)
+    with pytest.raises(DiffusionError, match="not finite"):
+        TokenPosterior(torch.full((1, 2, 4), math.nan)).sample(noise)
     for bad in (
         {"type": "process/absorbing", "vocab": 1},
         {"type": "sampler/remasking", "share": 1.5},
@@ -444,7 +484,7 @@ def test_corrupted_tokens_cost_nothing_where_they_are_known() -> None:
     process = Absorbing(VOCAB)
     x_0 = torch.tensor([[0, 1, 2]])
     x_t = torch.tensor([[0, VOCAB, 2]])
-    posterior = TokenPosterior(process.settle(torch.zeros(1, 3, VOCAB).double(), x_t))
+    posterior = TokenPosterior(process.settle(torch.zeros(1, 3, VOCAB).double(), x_t, 0.4))
     t = torch.tensor([0.4], dtype=torch.float64)
     nats = process.bound(Corrupted(x_t, x_0, x_t, t), posterior)
     assert nats[0, 0] == nats[0, 2] == 0.0

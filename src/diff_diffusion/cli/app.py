@@ -80,7 +80,7 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="rectified_flow (the default), edm, ddpm, ddim, iddpm, vp_sde, ve_sde, sub_vp_sde or zero_snr: "
+            help="rectified_flow (the default), edm, ddpm, ddim, iddpm, vdm, vp_sde, ve_sde, sub_vp_sde or zero_snr: "
             "process, target and sampler."
         ),
     ] = None,

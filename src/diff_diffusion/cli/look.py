@@ -93,8 +93,9 @@ def likelihood(
     if as_json:
         typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
         return
+    error = "" if found.error is None else f" ± {found.error:.3f}"
     typer.echo(
-        f"{found.bits:.3f} ± {found.error:.3f} bits per dimension ({found.method}, {found.n} held-out images, "
+        f"{found.bits:.3f}{error} bits per dimension ({found.method}, {found.n} held-out images, "
         f"{found.values} values, {weights} weights)"
     )
     if found.parts is not None:

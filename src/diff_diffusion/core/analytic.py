@@ -118,7 +118,8 @@ class TokenTable(Denoiser):
         self.probabilities = probabilities.double() / probabilities.double().sum()
         grids = torch.meshgrid(*[torch.arange(process.vocab)] * probabilities.ndim, indexing="ij")
         self.sequences = torch.stack([grid.flatten() for grid in grids], 1)  # [N, L]
-        self._log_prior = torch.log(self.probabilities.flatten())
+        # A sequence that cannot be keeps a trace of weight: samplers that draw positions apart can come upon it.
+        self._log_prior = torch.log(self.probabilities.flatten()).clamp(min=-500.0)
 
     def _joint(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """ln p(x_0, x_t) for every sequence, [B, N]."""

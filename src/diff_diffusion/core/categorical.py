@@ -8,9 +8,11 @@ Source: Austin et al., "D3PM", arXiv 2107.03006, for the two processes and the s
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from diff_diffusion.core.posterior import Posterior
 from diff_diffusion.core.process import Corrupted, Error, Process
 from diff_diffusion.core.targets import Target
 from diff_diffusion.core.time_maps import Logistic, TimeMap
-from diff_diffusion.errors import ConfigError, IncompatibleError
+from diff_diffusion.errors import ConfigError, DiffusionError, IncompatibleError
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise
 from diff_diffusion.tensors import Real, expand, maths
@@ -61,6 +63,8 @@ class TokenPosterior(Posterior):
 def _draw(weights: Tensor, u: Tensor) -> Tensor:
     """An index drawn in proportion to weights [..., n], by u in [0, 1) [...]."""
     total = weights.double().cumsum(-1)
+    if not bool(torch.isfinite(total[..., -1]).all()):
+        raise DiffusionError("a network's logits are not finite: its weights are damaged, or training diverged")
     return (total <= (u * total[..., -1])[..., None]).sum(-1).clamp(max=weights.shape[-1] - 1)
 
 
@@ -93,14 +97,17 @@ class Tokens(Process):
         """Nats for a unit of λ at every position: the rate at which the variational bound grows."""
 
     @abstractmethod
-    def settle(self, logits: Tensor, x_t: Tensor) -> Tensor:
-        """Logits with what x_t already says about x_0 put in."""
+    def settle(self, logits: Tensor, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """A network's logits with what x_t itself says about x_0 put in, which no network should have to learn."""
 
     def keep(self, t: Real) -> Real:
         """α(t), the probability that a token is kept."""
         return maths(t).sigmoid(self.time_map.log_snr(t))
 
     def marginal(self, x_0: Tensor, t: Tensor, noise: Noise) -> Corrupted:
+        if x_0.dtype != torch.int64 or bool((x_0 < 0).any()) or bool((x_0 >= self.vocab).any()):
+            seen = f"{x_0.dtype} from {x_0.min().item()} to {x_0.max().item()}" if x_0.numel() else str(x_0.dtype)
+            raise ConfigError(f"tokens are int64 from 0 to {self.vocab - 1}, not {seen}")
         kept = noise.fork("keep").uniform(x_0.shape) < expand(self.keep(t.to("cpu", torch.float64)), x_0.cpu().double())
         drawn = self.forget(x_0.shape, noise.fork("value")).to(x_0.device)
         return Corrupted(torch.where(kept.to(x_0.device), x_0, drawn), x_0, drawn, t)
@@ -148,16 +155,25 @@ class Tokens(Process):
 
     def prior_gap(self, x_0: Tensor, t: float) -> Tensor:
         """Infinite where the prior cannot say a token that may still be known: end masks at λ = -∞."""
-        alpha, pi = self.keep(t), torch.as_tensor(self.forgotten(x_0), dtype=torch.float64).expand(x_0.shape)
+        alpha, pi = self.keep(t), torch.as_tensor(self.forgotten(x_0), dtype=torch.float64)
+        pi = pi.to(x_0.device).expand(x_0.shape)
         kept = alpha + (1.0 - alpha) * pi
         rest = (1.0 - alpha) * (1.0 - pi)
-        gap = torch.xlogy(kept, kept) - torch.xlogy(kept, pi) + torch.xlogy(rest, torch.tensor(1.0 - alpha))
+        gap = torch.xlogy(kept, kept) - torch.xlogy(kept, pi)
+        if alpha < 1.0:
+            gap = gap + rest * math.log1p(-alpha)
         return gap.flatten(1).sum(1)
 
     def error(self, corrupted: Corrupted, posterior: Posterior) -> Error:
         """The bound's nats at every position, with gain 2: w = ½ dλ is the bound for every family."""
         assert isinstance(posterior, TokenPosterior)
         return Error(self.bound(corrupted, posterior), torch.full_like(corrupted.t.double(), 2.0))
+
+    def reconstruction(self, x_0: Tensor, posterior: Posterior, t: float, bins: Any | None = None) -> Tensor:
+        """-ln of the probability of every token."""
+        assert isinstance(posterior, TokenPosterior)
+        said = posterior.logits.log_softmax(-1).gather(-1, x_0[..., None])[..., 0]
+        return -said.double().flatten(1).sum(1)
 
     def shown(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         return x_t
@@ -181,7 +197,7 @@ class Absorbing(Tokens):
     def forget(self, shape: Sequence[int], noise: Noise) -> Tensor:
         return torch.full(tuple(shape), self.mask)
 
-    def settle(self, logits: Tensor, x_t: Tensor) -> Tensor:
+    def settle(self, logits: Tensor, x_t: Tensor, t: float | Tensor) -> Tensor:
         """A token that is no mask is x_0's."""
         own = torch.nn.functional.one_hot(x_t.clamp(max=self.vocab - 1), self.vocab).bool()
         known = (x_t != self.mask)[..., None]
@@ -208,8 +224,13 @@ class UniformTokens(Tokens):
     def forget(self, shape: Sequence[int], noise: Noise) -> Tensor:
         return (noise.uniform(shape) * self.vocab).long()
 
-    def settle(self, logits: Tensor, x_t: Tensor) -> Tensor:
-        return logits
+    def settle(self, logits: Tensor, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """Bayes' factor: x_t was likelier by 1 + α vocab / (1 - α) if it is what x_0 was."""
+        alpha = self.keep(t)
+        f = maths(alpha)
+        factor = f.log1p(alpha * self.vocab / f.clip(1.0 - alpha, 1e-12, 1.0))
+        own = torch.nn.functional.one_hot(x_t, self.vocab).to(logits)
+        return logits + own * expand(factor, own)
 
     def rates(self, x_t: Tensor, x_0: Tensor, t: Tensor | float) -> Tensor:
         """Reverse rates from x_t to every token for a unit of λ, [B, ..., vocab], 0 to x_t itself.
@@ -249,7 +270,7 @@ class Logits(Target):
                 f"for tokens {list(x_t.shape)} of a vocabulary of {process.vocab} the network must output logits "
                 f"{[*x_t.shape, process.vocab]}, not {list(output.shape)}"
             )
-        return TokenPosterior(process.settle(output, x_t))
+        return TokenPosterior(process.settle(output, x_t, t))
 
     def error(self, output: Tensor, corrupted: Corrupted, process: Tokens) -> Error:
         return process.error(corrupted, self.decode(output, corrupted.x_t, process, corrupted.t))

@@ -102,6 +102,8 @@ class Gaussian(Process):
         return maths(t).exp(0.5 * (self.log_snr(t) - self.log_snr(s)))
 
     def marginal(self, x_0: Tensor, t: Tensor, noise: Noise) -> Corrupted:
+        if not x_0.is_floating_point():
+            raise ConfigError(f"a Gaussian process needs floating-point data, not {x_0.dtype}: encode them first")
         alpha, sigma = self.scales(t.to("cpu", torch.float64))
         eps = noise.normal(x_0.shape, like=x_0)
         return Corrupted(expand(alpha, x_0) * x_0 + expand(sigma, x_0) * eps, x_0, eps, t)
@@ -119,7 +121,7 @@ class Gaussian(Process):
         """x_s = α_s x̂_0 + √(σ_s² - c²) ε̂ + c n, with ε̂ = (x_t - α_t x̂_0) / σ_t and c = η σ_s √(1 - ρ²).
 
         η = 0 is DDIM: Euler's step on the probability-flow ODE in σ/α, and DPM-Solver-1. η = 1 is DDPM with its
-        posterior variance β̃, or with a learned one between that and β.
+        posterior variance β̃, or with a learned one between that and β, which other η leave alone.
 
         Source: Song et al., arXiv 2010.02502, equations 12 and 16, in terms of (α, σ).
         """
@@ -137,7 +139,7 @@ class Gaussian(Process):
                 raise ConfigError(f"a step with eta={eta} draws noise, and none was given: pass noise=Noise(seeds)")
             fresh = eta * sigma_s * math.sqrt(max(1.0 - decay**2, 0.0))
             drawn = noise.normal(x_s.shape, like=x_s)
-            if isinstance(posterior, GaussianPosterior) and posterior.share is not None:
+            if eta == 1.0 and isinstance(posterior, GaussianPosterior) and posterior.share is not None:
                 drawn = drawn * torch.exp((0.5 * self.log_ratio(t, s)) * posterior.share)
             x_s.add_(drawn, alpha=fresh)
         return x_s
@@ -145,6 +147,21 @@ class Gaussian(Process):
     def error(self, corrupted: Corrupted, posterior: Posterior) -> Error:
         """x̂_0 - x_0, and the SNR, which makes its square that of ε̂'s error."""
         return Error(posterior.mean - corrupted.x_0, torch.exp(self.time_map.log_snr(corrupted.t)))
+
+    def nats(self, error: Error) -> Tensor:
+        """½ ‖ε - ε̂‖²."""
+        return error.value**2 * expand(0.5 * error.gain, error.value)
+
+    def reconstruction(self, x_0: Tensor, posterior: Posterior, t: float, bins: Any | None = None) -> Tensor:
+        """-ln N(x_0; x̂_0, σ²/α²), or of the mass that this puts in x_0's bin."""
+        alpha, sigma = self.scales(t)
+        if alpha == 0.0:
+            raise ConfigError(f"nothing can be read off at time {t:g}, where no signal is left: give more steps")
+        std = sigma / alpha
+        if bins is not None:
+            return -bins.log_probability(x_0, posterior.mean, std).flatten(1).sum(1)
+        deviation = (x_0.double() - posterior.mean.double()) / std
+        return (0.5 * deviation**2 + math.log(std) + 0.5 * math.log(2.0 * math.pi)).flatten(1).sum(1)
 
     def shown(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """x_t / √(α² + σ²)."""

@@ -87,15 +87,6 @@ def _summed(values: Tensor) -> Tensor:
     return values.double().flatten(1).sum(1)
 
 
-def _reconstruction(x_0: Tensor, mean: Tensor, process: Gaussian, t: float, bins: Bins | None) -> Tensor:
-    """-ln p(x_0 | x_t) for N(x̂_0, σ²/α²), [B]: a mass for discrete data, a density for others."""
-    alpha, sigma = process.scales(t)
-    std = sigma / alpha
-    if bins is not None:
-        return -_summed(bins.log_probability(x_0, mean, std))
-    return _summed(0.5 * ((x_0 - mean) / std) ** 2 + math.log(std) + 0.5 * math.log(2.0 * math.pi))
-
-
 @torch.no_grad()
 def variational_bound(
     denoiser: Denoiser,
@@ -131,7 +122,7 @@ def variational_bound(
         x_t = process.marginal(x_0, torch.full((len(x_0),), t, dtype=torch.float64), noise.at(index + 1)).x_t
         posterior = denoiser(x_t, t, cond)
         if s == 0.0:
-            reconstruction = _reconstruction(x_0, posterior.mean, process, t, bins).cpu()
+            reconstruction = process.reconstruction(x_0, posterior, t, bins).cpu()
         else:
             terms.append(_summed(process.divergence(x_0, posterior, t, s)).cpu())
     log_snr = torch.tensor([process.time_map.log_snr(t) for t in times[:-2]], dtype=torch.float64)
@@ -153,7 +144,7 @@ def continuous_bound(
     """The continuous-time bound, the integral over λ estimated with a random level in each of `num_levels` strata.
 
     Unbiased, for any family: ½ ∫ ‖ε - ε̂‖² dλ for a Gaussian process, ∫ nats dλ for tokens. Levels run from the
-    process's own end, at least λ = -20, to `log_snr_max`, where a Gaussian's data are read off, and tokens are known.
+    process's own end, at least λ = -20, to `log_snr_max`, where the data are read off.
 
     Source: Kingma et al., arXiv 2107.00630; Sahoo et al., arXiv 2406.07524, for masks.
     """
@@ -169,15 +160,12 @@ def continuous_bound(
     for index in range(num_levels):
         level = low + width * (index + noise.fork("level").at(index).uniform((count,)))
         corrupted = process.marginal(x_0, process.time_map.time(level), noise.at(index + 1))
-        value, gain, _ = process.error(corrupted, denoiser(corrupted.x_t, corrupted.t, cond))
-        cost = value.double() ** 2 if isinstance(process, Gaussian) else value.double()
-        terms.append((0.5 * width) * _summed(cost).cpu() * gain.cpu())
-    reconstruction = torch.zeros(count, dtype=torch.float64)
-    if isinstance(process, Gaussian):
-        # A map with a finite λ(0) has that level just above time 0, where x_t can still be asked about.
-        t = max(process.time_map.time(high), 1e-9)
-        x_t = process.marginal(x_0, torch.full((count,), t, dtype=torch.float64), noise.at(0)).x_t
-        reconstruction = _reconstruction(x_0, denoiser(x_t, t, cond).mean, process, t, bins).cpu()
+        error = process.error(corrupted, denoiser(corrupted.x_t, corrupted.t, cond))
+        terms.append(width * _summed(process.nats(error)).cpu())
+    # A map with a finite λ(0) has that level just above time 0, where x_t can still be asked about.
+    t = max(process.time_map.time(high), 1e-9)
+    x_t = process.marginal(x_0, torch.full((count,), t, dtype=torch.float64), noise.at(0)).x_t
+    reconstruction = process.reconstruction(x_0, denoiser(x_t, t, cond), t, bins).cpu()
     middles = low + width * (torch.arange(num_levels, dtype=torch.float64) + 0.5)
     return Bound(process.prior_gap(x_0, 1.0).cpu(), torch.stack(terms, 1), middles, reconstruction, x_0[0].numel())
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
 from diff_diffusion.core.posterior import Posterior
 from diff_diffusion.core.time_maps import TimeMap
 from diff_diffusion.rng import Noise
-from diff_diffusion.tensors import Real
+from diff_diffusion.tensors import Real, expand
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,21 @@ class Process(ABC):
     @abstractmethod
     def error(self, corrupted: Corrupted, posterior: Posterior) -> Error:
         """How wrong the posterior of corrupted.x_t is about corrupted.x_0."""
+
+    def nats(self, error: Error) -> Tensor:
+        """What an error costs for a unit of λ, number by number: the rate at which the variational bound grows."""
+        return error.value * expand(0.5 * error.gain, error.value)
+
+    @abstractmethod
+    def reconstruction(self, x_0: Tensor, posterior: Posterior, t: float, bins: Any | None = None) -> Tensor:
+        """-ln p(x_0 | x_t), nats [B]: what is left to say when the bound's last level is t.
+
+        `bins` (core.likelihood.Bins) says what the values of discrete numbers are; None for continuous ones.
+        """
+
+    def with_time_map(self, time_map: TimeMap) -> Process:
+        """The same process on another clock."""
+        return cast(Process, replace(cast(Any, self), time_map=time_map))
 
     @abstractmethod
     def shown(self, x_t: Tensor, t: float | Tensor) -> Tensor:

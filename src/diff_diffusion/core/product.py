@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.core.categorical import TokenPosterior, Tokens
-from diff_diffusion.core.gaussian import Gaussian
+from diff_diffusion.core.learned_map import Learned
 from diff_diffusion.core.posterior import Posterior
 from diff_diffusion.core.process import Corrupted, Error, Process
 from diff_diffusion.core.targets import Target
@@ -22,7 +22,6 @@ from diff_diffusion.core.time_maps import TimeMap
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise
-from diff_diffusion.tensors import expand
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +76,8 @@ class Product(Process):
             )
         if any(part.time_map != self.parts[0].time_map for part in self.parts):
             raise IncompatibleError("the parts of a product share one time map: give them all the same")
+        if isinstance(self.parts[0].time_map, Learned):
+            raise IncompatibleError("a product has no learned time map: each part would be stored with its own")
 
     @property
     def time_map(self) -> TimeMap:  # type: ignore[override]
@@ -130,10 +131,16 @@ class Product(Process):
         pieces = zip(*(self.split(x) for x in (corrupted.x_t, corrupted.x_0, corrupted.noise)), strict=True)
         costs = []
         for part, (x_t, x_0, noise), own in zip(self.parts, pieces, posterior.parts, strict=True):
-            value, gain, _ = part.error(Corrupted(x_t, x_0, noise, corrupted.t), own)
-            square = value**2 if isinstance(part, Gaussian) else value
-            costs.append(square * expand(0.5 * gain, square))
+            costs.append(part.nats(part.error(Corrupted(x_t, x_0, noise, corrupted.t), own)))
         return Error(self.join(costs, corrupted.x_0), torch.full_like(corrupted.t.double(), 2.0))
+
+    def reconstruction(self, x_0: Tensor, posterior: Posterior, t: float, bins: Any | None = None) -> Tensor:
+        assert isinstance(posterior, ProductPosterior)
+        rows = zip(self.parts, self.split(x_0), posterior.parts, strict=True)
+        return torch.stack([part.reconstruction(piece, own, t, bins) for part, piece, own in rows]).sum(0)
+
+    def with_time_map(self, time_map: TimeMap) -> Product:
+        return Product([part.with_time_map(time_map) for part in self.parts], self.sizes)
 
     def shown(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         rows = zip(self.parts, self.split(x_t), strict=True)
@@ -155,6 +162,8 @@ class Joint(Target):
             raise IncompatibleError(f"target 'joint' needs a product of {len(self.targets)} processes, one for each")
         for target, part in zip(self.targets, process.parts, strict=True):
             target.check(part)
+            if target.outputs != 1:
+                raise IncompatibleError(f"{type(target).__name__} cannot be a part of target 'joint', only on its own")
 
     def decode(self, output: Any, x_t: Tensor, process: Product, t: float | Tensor) -> ProductPosterior:
         rows = zip(self.targets, output, process.split(x_t), process.parts, strict=True)

@@ -107,6 +107,10 @@ class LinearTarget(Target):
         alpha, sigma = process.scales(t)
         a, b = self.coefficients(alpha, sigma)
         gain = (alpha / (a * sigma - alpha * b)) ** 2
+        if output.shape != corrupted.x_t.shape:
+            raise IncompatibleError(
+                f"for data {list(corrupted.x_t.shape)} the network must output as much, not {list(output.shape)}"
+            )
         return Error(output - self.encode(corrupted.x_0, corrupted.noise, process, t), gain)
 
 

@@ -59,9 +59,10 @@ class Objective:
         if not isinstance(process, self.measure.needs):
             every = [(name, build({"type": f"measure/{name}"})) for name in names("measure")]
             fits = ", ".join(name for name, other in every if isinstance(process, other.needs))
+            needs = " or ".join(kind.__name__ for kind in self.measure.needs)
             raise IncompatibleError(
-                f"{type(self.measure).__name__} measures errors of a {self.measure.needs.__name__} process, and this "
-                f"one is {type(process).__name__}. Measures that fit: {fits}"
+                f"{type(self.measure).__name__} measures errors of a {needs} process, and this one is "
+                f"{type(process).__name__}. Measures that fit: {fits}"
             )
         if isinstance(process.time_map, Learned) and not (self.weight.integral and isinstance(self.levels, Uniform)):
             # A loss that changes with the density of levels would pull them all to where it is least.
@@ -101,6 +102,9 @@ class Objective:
     def at(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, cond: Cond | None, noise: Noise) -> Loss:
         """The loss at given times t, float64 [B], with nothing dropped: what held-out evaluation asks for."""
         process = denoiser.process
+        self.check(process)
+        if t.ndim != 1:
+            raise ConfigError(f"an objective has a level for each sample, so t must be [B], not {list(t.shape)}")
         error = denoiser.error(process.marginal(x_0, t, noise), cond)
         log_snr = process.time_map.log_snr(t)
         # Under autocast the output may be bfloat16.
@@ -111,7 +115,11 @@ class Objective:
             weight = weight / self.levels.density(t, process)
         else:
             weight = weight * self.levels.correction(t, process)
-        per_sample = cost * expand(weight, cost) + self.weight.penalty(log_snr)
+        per_sample = cost * expand(weight, cost)
+        # What is added is an expectation too: the penalty over the plain levels, a chain's bound over uniform times.
+        if self.weight.penalises:
+            per_sample = per_sample + self.weight.penalty(log_snr) * expand(self.levels.correction(t, process), cost)
         if error.bound is not None:
-            per_sample = per_sample + error.bound
+            uniform = Uniform().density(t, process) / self.levels.density(t, process)
+            per_sample = per_sample + error.bound * expand(uniform, cost)
         return Loss(per_sample.mean(), per_sample, log_snr)

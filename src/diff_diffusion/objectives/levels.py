@@ -43,6 +43,11 @@ class Levels(ABC):
         """The shares at which the density is cut off."""
         first = process.time_map.time(LOG_SNR_MAX)
         low, high = self.share(torch.tensor([first, 1.0], dtype=torch.float64), process)
+        if high - low < 1e-9:
+            raise ConfigError(
+                f"{type(self).__name__} levels lie outside this process, whose λ runs from "
+                f"{process.time_map.log_snr(first):g} to {process.time_map.log_snr(1.0):g}: move them there"
+            )
         return low, high
 
     def draw(self, u: Tensor, process: Process) -> Tensor:

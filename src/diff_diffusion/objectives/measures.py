@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from diff_diffusion.core.categorical import Tokens
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.process import Process
+from diff_diffusion.core.product import Product
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.registry import register
 from diff_diffusion.tensors import expand, mean_flat
@@ -19,8 +21,8 @@ from diff_diffusion.tensors import expand, mean_flat
 class Measure(ABC):
     """The cost of a sample's error."""
 
-    needs: ClassVar[type[Process]] = Gaussian
-    """The family of processes whose errors it measures."""
+    needs: ClassVar[tuple[type[Process], ...]] = (Gaussian,)
+    """The families of processes whose errors it measures."""
 
     @abstractmethod
     def of(self, error: Tensor, gain: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ class Huber(Measure):
 class Nats(Measure):
     """An error that is a cost already: the cross-entropy of tokens, and of mixed data."""
 
-    needs: ClassVar[type[Process]] = Process  # type: ignore[type-abstract]
+    needs: ClassVar[tuple[type[Process], ...]] = (Tokens, Product)
 
     def of(self, error: Tensor, gain: Tensor) -> Tensor:
         nats = mean_flat(error) if error.ndim > 1 else error

@@ -28,14 +28,16 @@ class Weight(ABC):
     """Whether it weighs the error of what the network outputs instead of that of ε̂."""
     integral: bool = False
     """Whether it weighs dλ instead of the levels drawn."""
+    penalises: bool = False
+    """Whether it learns, and adds a penalty to the loss so that it does not learn to be 0."""
 
     @abstractmethod
     def of(self, log_snr: Tensor) -> Tensor:
         """w(λ), float64 of the same shape."""
 
-    def penalty(self, log_snr: Tensor) -> Tensor | float:
-        """What a weight that learns adds to the loss, so that it does not learn to be 0."""
-        return 0.0
+    def penalty(self, log_snr: Tensor) -> Tensor:
+        """What a weight that penalises adds to the loss, of λ's shape."""
+        return torch.zeros_like(log_snr)
 
 
 @register("weight/unit")
@@ -166,13 +168,14 @@ class LearnedUncertainty(nn.Module, Weight):
             raise ConfigError(f"num_frequencies must be from 1 to 4096, not {num_frequencies}")
         self.weight = weight or Unit()
         self.num_frequencies = num_frequencies
-        self.own, self.integral = self.weight.own, self.weight.integral
+        self.own, self.integral, self.penalises = self.weight.own, self.weight.integral, True
         self.coefficients = nn.Parameter(torch.zeros(num_frequencies))
 
     def uncertainty(self, log_snr: Tensor) -> Tensor:
         """u(λ), float32 on the weight's device, of λ's shape."""
         place = ((log_snr + 20.0) / 40.0).clamp(0.0, 1.0).to(self.coefficients)[..., None]  # λ = -20 … 20 to 0 … 1
-        return torch.cos(torch.pi * place * torch.arange(self.num_frequencies).to(place)) @ self.coefficients
+        waves = torch.cos(torch.pi * place * torch.arange(self.num_frequencies).to(place))
+        return (waves * self.coefficients).sum(-1)  # a matrix product would be bfloat16 under autocast
 
     def of(self, log_snr: Tensor) -> Tensor:
         return self.weight.of(log_snr) * torch.exp(-self.uncertainty(log_snr)).to(log_snr)

@@ -59,6 +59,10 @@ class Corrected(Sampler):
             )
 
     @property
+    def adaptive(self) -> bool:  # type: ignore[override]
+        return self.sampler.adaptive
+
+    @property
     def deterministic(self) -> bool:
         return False
 

@@ -86,7 +86,8 @@ class Multistep(Sampler):
             # What the step's noise drowns of x_t, the data must make up for: their density is steeper by that.
             steep = h - 0.5 * math.log1p(self.eta**2 * math.expm1(-2.0 * h))
             rule = [1.0 - 0.5 / places[1], 0.5 / places[1]] if len(places) == 2 else data_weights(places, steep)
-            posterior = GaussianPosterior(mean_of(rule, [latest, *(answer for _, answer in past)]), posterior.tweedie)
+            held = mean_of(rule, [latest, *(answer for _, answer in past)])
+            posterior = GaussianPosterior(held, posterior.tweedie, posterior.share)
         x_s = process.reverse(x_t, posterior, t, s, eta=self.eta, noise=noise)
         return x_s, ((now, latest), *past)[: self.order - 1] if math.isfinite(now) else ()
 

@@ -91,7 +91,7 @@ class Confidence(Sampler):
         hidden = (x_t == process.mask).flatten(1)
         # As many stay hidden as the process would hide, of those hidden now.
         left = min(round((1.0 - alpha) * hidden.shape[1]), hidden.shape[1])
-        rank = sure.masked_fill(~hidden, torch.inf).argsort(1).argsort(1)
+        rank = sure.masked_fill(~hidden, torch.inf).argsort(dim=1, stable=True).argsort(1)
         x_s = torch.where((rank < left) & hidden, process.mask, drawn.flatten(1))
         return x_s.reshape(x_t.shape), None
 
@@ -130,7 +130,9 @@ class Remasking(Sampler):
             return process.reverse(x_t, posterior, t, s, noise=noise), None
         alpha_t, alpha_s = process.keep(t), process.keep(s)
         again = self.share * (min(1.0, (1.0 - alpha_s) / alpha_t) if alpha_t > 0.0 else 1.0)
-        # Any kernel "x_t with probability k, x_0 with α_s - k α_t, the mask with the rest" has the right marginals.
-        stay = (1.0 - alpha_s - again) / (1.0 - alpha_t)
+        # What is shown stays so but for σ, and of what is hidden as much comes out as keeps the share shown at α_s.
         x_0 = posterior.sample(noise.fork("x_0"))
-        return process.mix(x_t, x_0, stay, alpha_s - stay * alpha_t, noise), None
+        out = (alpha_s - (1.0 - again) * alpha_t) / (1.0 - alpha_t)
+        shown = torch.where(x_t == process.mask, out, 1.0 - again)
+        u = noise.fork("choice").uniform(x_t.shape).to(x_t.device)
+        return torch.where(u < shown, x_0, process.mask), None

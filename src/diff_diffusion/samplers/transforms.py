@@ -181,7 +181,7 @@ class Truncate(_Transform):
         if self.start == 1.0:
             return self.grid.times(process)
         part = Truncated(process.time_map, process.time_map.log_snr(self.start))
-        shortened = cast(Process, replace(cast(Any, process), time_map=part))
+        shortened = process.with_time_map(part)
         return [t * self.start for t in self.grid.times(shortened)]
 
 

@@ -160,7 +160,7 @@ class _Run:
         for name, parameter in self.model.named_parameters():
             if name in by_name:
                 self.optimizer.state[parameter] = {
-                    key: value if key == "step" and self.device.type == "cpu" else value.to(self.device)
+                    key: value.to(parameter.device)  # a learned time map stays on the CPU
                     for key, value in by_name[name].items()
                 }
 
@@ -176,8 +176,11 @@ class _Run:
             loss.mean.backward()
             self.optimizer.zero_grad(set_to_none=True)
 
+        # What parts that learn were taught by the timing must not stay: how often it is tried depends on the clock.
+        before = {name: value.clone() for name, value in self.model.learns.state_dict().items()}
         with seeded(self.device, 0):
             precision, ratio = choose_precision(self.device, step)
+        self.model.learns.load_state_dict(before)
         self.notes.append(f"precision {precision} (bf16 measured {ratio:.2f} × the speed of fp32)")
         return precision
 
