@@ -58,7 +58,7 @@ class ClassifierGuided(Denoiser):
             raise ConfigError(
                 f"classifier guidance of scale {self.scale:g} was asked for without a condition: give one, or scale 0"
             )
-        level = torch.as_tensor(self.process.log_snr(t)).to(x_t).expand(len(x_t))
+        level = torch.as_tensor(self.process.log_snr(t), dtype=torch.float64).to(x_t).expand(len(x_t))
         with graph(x_t) as x:
             log_prob = self.log_prob(x, level, cond)
             if log_prob.shape != (len(x),):
