@@ -39,7 +39,7 @@ class Rescale:
         here, there = _gaussian(self, posterior), _gaussian(self, reference)
         moved = here.extrapolate(there, scale)
         was, now = (_per_sample(mean.flatten(1).std(1, correction=0), mean) for mean in (here.mean, moved.mean))
-        ratio = torch.where(now > 0, was / torch.where(now > 0, now, 1.0), 1.0)
+        ratio = torch.where(now > 0, was / now, 1.0)
         return GaussianPosterior(moved.mean * (1.0 + self.phi * (ratio - 1.0)), moved.tweedie, moved.share)
 
 
