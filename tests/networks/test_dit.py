@@ -199,6 +199,20 @@ def test_the_whole_is_its_parts() -> None:
     assert torch.allclose(network(x, log_snr, cond)[0], expected, rtol=1e-8)
 
 
+@pytest.mark.filterwarnings("error")
+def test_half_precision_says_the_same_to_its_digits() -> None:
+    """Both ways: weights in bfloat16, and float32 weights whose products alone are."""
+    network = made(channels=3, width=32, depth=3)
+    x, log_snr = Noise([1, 2]).normal((2, 3, 8, 8)), torch.tensor([-5.0, 3.0])
+    expected = network(x, log_snr)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = network(x, log_snr)
+    half = network.bfloat16()(x.bfloat16(), log_snr)
+    assert half.dtype == torch.bfloat16
+    for out in (mixed, half):
+        assert (out.float() - expected).pow(2).mean() < 0.03**2 * expected.pow(2).mean()
+
+
 def test_a_fresh_block_is_the_identity_and_its_gates_learn_first() -> None:
     torch.manual_seed(0)
     network = DiT(**SMALL)  # type: ignore[arg-type]
