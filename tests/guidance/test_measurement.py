@@ -142,16 +142,19 @@ def test_two_measurements_nest_to_the_joint_one() -> None:
     both = PiGDM(inner, lambda x: x @ A[1:].T, Y[:, 1:], NOISE, "jacobian")(X, 0.45)
     assert torch.allclose(both.mean, given_both(X, 0.45), rtol=1e-7, atol=1e-8)
     assert not both.mean.requires_grad
-    evidence = ClassifierGuided(
-        gaussian(), lambda x, _, __: -0.5 * (x**2).sum(1), 0.5
-    )  # data of another variance: the outer Jacobian must see it
-    outside = PiGDM(_Given(evidence), measure, Y, NOISE, "jacobian")(X, 0.45).mean
-    x = X.clone().requires_grad_()
-    free = evidence(x, 0.45, _Given.COND)
-    jacobian = torch.autograd.functional.jacobian(lambda v: evidence(v[None], 0.45, _Given.COND[:1]).mean[0], X[0])
-    spread = torch.as_tensor(free.tweedie) * jacobian
-    gain = spread.T @ A.T @ torch.linalg.inv(A @ spread @ A.T + NOISE**2 * torch.eye(2, dtype=torch.float64))
-    assert torch.allclose(outside, free.mean.detach() + (Y - free.mean.detach() @ A.T) @ gain.T, rtol=1e-8)
+
+
+def test_a_measurement_differentiates_through_the_gradient_of_a_classifier() -> None:
+    """ln p = -x_t²/10 moves x̂_0 by -(σ²/α) x_t / 5, and so its Jacobian by -σ²/α / 5."""
+    evidence = _Given(ClassifierGuided(gaussian(), lambda x, *_: -0.1 * (x**2).sum(1)))
+    alpha, sigma = PROCESS.scales(0.45)
+    eye = torch.eye(4, dtype=torch.float64)
+    jacobian = alpha * PRIOR @ torch.linalg.inv(alpha**2 * PRIOR + sigma**2 * eye) - 0.2 * sigma**2 / alpha * eye
+    spread = sigma**2 / alpha * jacobian
+    gain = spread @ A.T @ torch.linalg.inv(A @ spread @ A.T + NOISE**2 * torch.eye(2, dtype=torch.float64))
+    free = gaussian()(X, 0.45).mean - 0.2 * sigma**2 / alpha * X
+    guided = PiGDM(evidence, measure, Y, NOISE, "jacobian")(X, 0.45).mean
+    assert torch.allclose(guided, free + (Y - free @ A.T) @ gain.T, rtol=1e-8)
 
 
 class _Given(Denoiser):

@@ -78,7 +78,7 @@ class DynamicallyClipped(Denoiser):
         unit = (mean - centre) / half
         flat = unit.abs().flatten(1)
         # kthvalue and not torch.quantile, which takes no half precision: the least value with such a share at or below.
-        limit = flat.kthvalue(max(1, math.ceil(self.quantile * flat.shape[1])), dim=1).values.clamp(min=1.0)
+        limit = flat.kthvalue(max(1, math.ceil(self.quantile * flat.shape[1])), dim=1).values
         limit = limit.view(-1, *[1] * (mean.ndim - 1))
         inner = torch.where(limit > 1.0, centre + half * (unit / limit), mean)
         return GaussianPosterior(inner.clamp(self.low.to(mean), self.high.to(mean)), posterior.tweedie, posterior.share)
