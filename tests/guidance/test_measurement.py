@@ -266,6 +266,30 @@ def test_the_bias_of_dps_is_the_one_that_theory_says(noise: float) -> None:
     assert float(variance) < 0.75 * float(right_variance)
 
 
+@pytest.mark.parametrize("variance", ["unit", "jacobian"])
+def test_a_sample_that_agrees_already_is_left_alone_whatever_the_others_need(variance: str) -> None:
+    free = gaussian()(X, 0.45).mean
+    y = measure(free) + torch.tensor([0.0, 1.0, 0.0, -1.0, 2.0]).double()[:, None]
+    guided = PiGDM(gaussian(), measure, y, 0.0, variance)(X, 0.45).mean
+    assert torch.equal(guided[[0, 2]], free[[0, 2]])
+    assert bool(torch.isfinite(guided).all())
+    assert bool((guided[[1, 3, 4]] != free[[1, 3, 4]]).any(1).all())
+
+
+def test_a_jacobian_that_is_no_covariance_is_not_followed() -> None:
+    """A network may answer against its input somewhere, x̂_0 = -x_t. No posterior does, so no evidence counts there."""
+
+    class Against(Denoiser):
+        def __init__(self) -> None:
+            self.process = PROCESS
+
+        def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Posterior:
+            return GaussianPosterior(-x_t, 0.5)
+
+    assert torch.equal(PiGDM(Against(), measure, Y, 0.1, "jacobian")(X, 0.45).mean, -X)
+    assert not torch.equal(PiGDM(Against(), measure, Y, 0.1, "unit")(X, 0.45).mean, -X)
+
+
 def test_they_say_what_they_need() -> None:
     exact = gaussian()
     with pytest.raises(ConfigError, match="PiGDM takes exact measurements"):

@@ -7,13 +7,13 @@ from diff_diffusion.guidance.measurement import DPS, PiGDM
 from diff_diffusion.guidance.moves import Project, Rescale
 from diff_diffusion.guidance.scale import Autoguided, ClassifierFree
 
-__all__ = [
-    "DPS",
+__all__ = [  # noqa: RUF022  (an acronym has its place in the alphabet)
     "Autoguided",
     "ClassifierFree",
     "ClassifierFreePP",
     "ClassifierGuided",
     "Clipped",
+    "DPS",
     "DynamicallyClipped",
     "Interval",
     "PiGDM",
