@@ -127,7 +127,7 @@ def measure_checks(name: str, measure: Any) -> Iterator[Check]:
     costs = measure.of(sizes, ones)
     falls = int((costs.diff() <= 0.0).sum()) + int(costs[0].item() != 0.0)
     yield Check("measure", name, "out of order", falls, 0.0, note="of 41 errors from 0 to 4")
-    gain = 4.0 if issubclass(Gaussian, measure.needs) and measure.needs is Gaussian else 2.0
+    gain = 4.0 if issubclass(Gaussian, measure.needs) else 2.0
     apart = (measure.of(2.0 * sizes, ones) - measure.of(sizes, gain * ones)).abs().max().item()
     yield Check("measure", name, "gain", apart, 1e-10, note="a gain in place of a larger error")
 
