@@ -15,7 +15,7 @@ from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.guidance.evidence import check_gaussian, graph, tilted
 from diff_diffusion.tensors import expand, maths
 
-Measure = Callable[[Tensor], Tensor]
+Operator = Callable[[Tensor], Tensor]
 """A: x_0 [B, ...] to what is measured of it, [B, ...] of any other shape; a row depends on that sample alone."""
 
 VARIANCES = ("unit", "jacobian")
@@ -32,7 +32,7 @@ class DPS(Denoiser):
 
     Args:
         denoiser: of a Gaussian process, differentiable in x_t.
-        measure: A, differentiable.
+        operator: A, differentiable.
         y: the measurement, one row for all samples or one for each.
         noise: its standard deviation, above 0, in the units of y.
         scale: 0 is the model, 1 this likelihood.
@@ -44,7 +44,7 @@ class DPS(Denoiser):
     Source: Chung et al., arXiv 2209.14687.
     """
 
-    def __init__(self, denoiser: Denoiser, measure: Measure, y: Tensor, noise: float, scale: float = 1.0) -> None:
+    def __init__(self, denoiser: Denoiser, operator: Operator, y: Tensor, noise: float, scale: float = 1.0) -> None:
         if not 0.0 < noise < math.inf:
             raise ConfigError(f"DPS needs a measurement noise above 0, not {noise}: PiGDM takes exact measurements")
         if not math.isfinite(scale):
@@ -52,7 +52,7 @@ class DPS(Denoiser):
         check_gaussian(self, denoiser)
         self.denoiser = denoiser
         self.process = denoiser.process
-        self.measure = measure
+        self.operator = operator
         self.y = y
         self.noise = noise
         self.scale = scale
@@ -62,7 +62,7 @@ class DPS(Denoiser):
             return self.denoiser(x_t, t, cond)
         with graph(x_t) as x:
             posterior = self.denoiser(x, t, cond)
-            missed = _missed(self.y, self.measure(_differentiable(posterior)))
+            missed = _missed(self.y, self.operator(_differentiable(posterior)))
             log_likelihood = -0.5 * (missed**2).sum() / self.noise**2
             (gradient,) = torch.autograd.grad(log_likelihood, x, create_graph=x_t.requires_grad)
         return tilted(posterior if x_t.requires_grad else _detached(posterior), self.scale * gradient)
@@ -84,7 +84,7 @@ class PiGDM(Denoiser):
 
     Args:
         denoiser: of a Gaussian process, differentiable in x_t.
-        measure: A, linear; its transpose comes by automatic differentiation.
+        operator: A, linear; its transpose comes by automatic differentiation.
         y: the measurement, one row for all samples or one for each.
         noise: its standard deviation, 0 for an exact measurement, in the units of y.
         posterior_variance: "unit" or "jacobian".
@@ -100,7 +100,7 @@ class PiGDM(Denoiser):
     def __init__(
         self,
         denoiser: Denoiser,
-        measure: Measure,
+        operator: Operator,
         y: Tensor,
         noise: float = 0.0,
         posterior_variance: str = "unit",
@@ -115,7 +115,7 @@ class PiGDM(Denoiser):
         check_gaussian(self, denoiser)
         self.denoiser = denoiser
         self.process = denoiser.process
-        self.measure = measure
+        self.operator = operator
         self.y = y
         self.noise = noise
         self.posterior_variance = posterior_variance
@@ -129,9 +129,9 @@ class PiGDM(Denoiser):
             tweedie, mean = posterior.tweedie, _differentiable(posterior)
             # A^T v by differentiating A anywhere, since it is linear.
             where = torch.zeros_like(mean, requires_grad=True)
-            at_zero = self.measure(where)
-            missed = _missed(self.y, self.measure(mean))
-            _check_linear(self.measure, mean.detach(), self.y)
+            at_zero = self.operator(where)
+            missed = _missed(self.y, self.operator(mean))
+            _check_linear(self.operator, mean.detach(), self.y)
 
             def transposed(v: Tensor) -> Tensor:
                 return torch.autograd.grad(at_zero, where, v, retain_graph=True, create_graph=again)[0]
@@ -147,7 +147,7 @@ class PiGDM(Denoiser):
                     spread = expand(maths(t).sigmoid(-self.process.log_snr(t)), u) * u
                 else:
                     spread = expand(tweedie, u) * pulled(u)
-                return self.measure(spread) + self.noise**2 * v
+                return self.operator(spread) + self.noise**2 * v
 
             with torch.set_grad_enabled(again):
                 solved = _solve(system, missed, self.iterations)
@@ -206,10 +206,10 @@ def _missed(y: Tensor, measured: Tensor) -> Tensor:
     return y.to(measured) - measured
 
 
-def _check_linear(measure: Measure, x: Tensor, y: Tensor) -> None:
+def _check_linear(operator: Operator, x: Tensor, y: Tensor) -> None:
     """Nothing, or a ConfigError where A(-2 x) is not -2 A(x): an offset, an absolute value, a power."""
     with torch.no_grad():
-        once, twice = measure(x), measure(-2.0 * x)
+        once, twice = operator(x), operator(-2.0 * x)
         room = 1e-3 * (once.abs().max() + y.abs().max().to(once))
         if bool(((twice + 2.0 * once).abs() > room).any()):
             raise ConfigError("PiGDM needs a linear measurement, and A(-2 x) is not -2 A(x) here: DPS takes any other")
