@@ -60,7 +60,7 @@ EXAMPLES: dict[str, list[Description]] = {
     ],
     "network/dit": [
         DIT,
-        DIT | {"cond_width": 6, "depth": 2, "heads": 1},
+        DIT | {"cond_width": 6, "depth": 2, "heads": 1, "drop_tokens": 0.5},
         DIT | {"cond_width": 6, "positions": "sincos", "patch": 3, "channels": 3},
     ],
     # The paper's sizes are for the meta device (tests/networks/test_dit.py); here each has its patch, and tiny blocks.

@@ -86,15 +86,15 @@ class DiT(nn.Module):
         positions: "rotary", which turns queries and keys so that attention sees where patches are from one another,
             or "sincos", which adds sines and cosines of the patch's row and column to its token, as the paper does.
         dropout: share of the MLP's hidden activations dropped in training.
-        drop_tokens: share of patches that training leaves out of all but the last quarter of blocks, where a learned
-            filler stands in for them; makes a step cheaper.
+        drop_tokens: share of patches that training leads past all but the last quarter of blocks, which they enter as
+            they came. A step is cheaper and teaches less.
         out_channels: of the output; the data's when None.
 
     Raises:
         ConfigError: a size out of range, a width that heads do not divide, or tokens dropped with one block only.
 
     Source: arXiv 2212.09748; rotary positions arXiv 2104.09864, on two axes arXiv 2403.13298; dropped tokens after
-    arXiv 2303.14389.
+    arXiv 2501.04765.
     """
 
     def __init__(
@@ -121,8 +121,6 @@ class DiT(nn.Module):
         self.enter = _xavier(nn.Linear(channels * patch**2, width))
         hidden = int(width * mlp_ratio)
         self.blocks = nn.ModuleList([DiTBlock(width, heads, hidden, dropout) for _ in range(depth)])
-        # Not of zeros, where the norm of a token is steepest.
-        self.filler = nn.Parameter(torch.randn(width)) if drop_tokens else None
         self.modulation = _zero(nn.Linear(width, 2 * width))
         self.leave = _zero(nn.Linear(width, (out_channels or channels) * patch**2))
 
@@ -179,11 +177,10 @@ class DiT(nn.Module):
         return None, torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)
 
     def _blocks(self, tokens: Tensor, emb: Tensor, angles: Tensor | None, added: Tensor) -> Tensor:
-        last = max(1, self.depth // 4) if self.training and self.filler is not None else self.depth
+        last = max(1, self.depth // 4) if self.training and self.drop_tokens else self.depth
         count, length, width = tokens.shape
         x = tokens + added
         if last < self.depth:
-            assert self.filler is not None
             keep = max(1, round(length * (1 - self.drop_tokens)))
             # Torch's global numbers, which training seeds at each step: as for dropout.
             kept = torch.rand(count, length, device=x.device).argsort(dim=1)[:, :keep]
@@ -192,7 +189,9 @@ class DiT(nn.Module):
             seen = None if angles is None else angles[kept]
             for block in self.blocks[: self.depth - last]:
                 part = block(part, emb, seen)
-            x = (self.filler + added).to(part.dtype).expand(count, length, width).scatter(1, index, part)
+            # As they came, and not a learned filler as in masked training: the last blocks must denoise them too, and
+            # without dropped tokens, when sampling, the network is not asked for something it never saw.
+            x = x.to(part.dtype).scatter(1, index, part)
         for block in self.blocks[self.depth - last :]:
             x = block(x, emb, angles)
         return x
