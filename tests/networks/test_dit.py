@@ -17,7 +17,7 @@ from diff_diffusion.registry import build
 from diff_diffusion.rng import Noise
 
 SMALL = {"channels": 1, "width": 16, "depth": 2, "heads": 2}
-# Layers, width, heads: the paper's Table 1. Millions of parameters: its Table 4, at patches of 2.
+# Layers, width, heads; millions of parameters at patches of 2.
 PAPER = {"s": (12, 384, 6, 33), "b": (12, 768, 12, 130), "l": (24, 1024, 16, 458), "xl": (28, 1152, 16, 675)}
 
 

@@ -16,7 +16,7 @@ LEVEL_FEATURES = 256
 # Rotary frequencies are chosen for grids of tens of patches, the paper's sines and cosines as for text.
 ROTARY_BASE, SINCOS_BASE = 100.0, 10_000.0
 
-# The paper's Table 1, on its positions. Patches of 2, 4 and 8 of each.
+# The paper's sizes, on its positions. Patches of 2, 4 and 8 of each.
 _SIZES = {
     "s": {"width": 384, "depth": 12, "heads": 6},
     "b": {"width": 768, "depth": 12, "heads": 12},
