@@ -387,3 +387,13 @@ def test_what_cannot_be_asked_is_refused_with_what_can() -> None:
         log_likelihood(exact, torch.zeros(1, 65))
     with pytest.raises(ConfigError, match="timesteps"):
         LearnedVariance(timesteps=0)
+    none = torch.zeros(0, 2).double()
+    for ask in (
+        lambda: variational_bound(exact, none, [1.0, 0.5, 0.0], Noise([])),
+        lambda: continuous_bound(exact, none, Noise([])),
+        lambda: log_likelihood(exact, none),
+    ):
+        with pytest.raises(ConfigError, match="at least one sample"):
+            ask()
+    with pytest.raises(ConfigError, match="no signal is left"):
+        variational_bound(exact, x_0, [1.0, 0.0], noise)

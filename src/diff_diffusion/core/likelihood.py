@@ -83,6 +83,11 @@ class Bound:
         return self.nats / (self.size * math.log(2.0))
 
 
+def _check_batch(x_0: Tensor) -> None:
+    if len(x_0) == 0:
+        raise ConfigError("a likelihood is of at least one sample, and x_0 has none")
+
+
 def _summed(values: Tensor) -> Tensor:
     return values.double().flatten(1).sum(1)
 
@@ -115,6 +120,7 @@ def variational_bound(
     Source: Ho et al., arXiv 2006.11239; Kingma et al., arXiv 2107.00630, for the terms as differences of SNR.
     """
     process = _gaussian(denoiser.process, "variational_bound")
+    _check_batch(x_0)
     if len(times) < 2 or times[-1] != 0.0 or any(t <= s for t, s in pairwise(times)):
         raise ConfigError(f"a bound's times must fall from noise to exactly 0, at least two of them, not {list(times)}")
     terms, reconstruction = [], torch.zeros(len(x_0), dtype=torch.float64)
@@ -149,6 +155,7 @@ def continuous_bound(
     Source: Kingma et al., arXiv 2107.00630; Sahoo et al., arXiv 2406.07524, for masks.
     """
     process, count = denoiser.process, len(x_0)
+    _check_batch(x_0)
     if num_levels < 1:
         raise ConfigError(f"num_levels must be at least 1, not {num_levels}")
     low = max(process.time_map.log_snr(1.0), -LOG_SNR_LIMIT)
@@ -200,7 +207,9 @@ def log_likelihood(
 
     Source: Song et al., arXiv 2011.13456; Grathwohl et al., arXiv 1810.01367, for Hutchinson's estimate.
     """
-    process, size = _gaussian(denoiser.process, "log_likelihood"), x_0[0].numel()
+    process = _gaussian(denoiser.process, "log_likelihood")
+    _check_batch(x_0)
+    size = x_0[0].numel()
     if probes is None and size > EXACT_DIVERGENCE_UP_TO:
         raise ConfigError(
             f"the exact divergence of {size} numbers would cost {size} backward passes an evaluation, and is kept to "

@@ -19,6 +19,7 @@ MAX_IMAGES = 512
 LEVELS = 8
 BATCH = 128
 COLUMNS = 10
+SHEET_STEPS = 50
 
 
 @torch.no_grad()
@@ -47,7 +48,10 @@ def held_out_loss(model: DiffusionModel, data: ImageDataset) -> dict[str, Any]:
 
 
 def write_sheets(model: DiffusionModel, ema: Ema, folder: Path, step: int) -> None:
-    """Samples of the averaged and of the raw weights, step-N-ema.png and step-N-raw.png, the same seeds every time."""
+    """Samples of the averaged and of the raw weights, step-N-ema.png and step-N-raw.png, the same seeds every time.
+
+    In at most SHEET_STEPS steps: a chain of a thousand would take longer to look at than the training between.
+    """
     names = model.conditioner.names[:COLUMNS] if model.conditioner is not None else ()
     columns = len(names) or COLUMNS
     count = columns * max(2, COLUMNS // columns)
@@ -56,5 +60,5 @@ def write_sheets(model: DiffusionModel, ema: Ema, folder: Path, step: int) -> No
         folder.mkdir(parents=True, exist_ok=True)
     for weights, context in (("ema", ema.swapped()), ("raw", nullcontext())):
         with context:
-            samples = model.sample(count, labels=labels)
+            samples = model.sample(count, labels=labels, steps=min(model.recipe.grid.num_steps, SHEET_STEPS))
         write_png(folder / f"step-{step:08d}-{weights}.png", sheet(samples, columns, heads=names))
