@@ -56,9 +56,10 @@ def run(
         typer.echo(json.dumps({"out": str(out), **asdict(tally)}, ensure_ascii=False))
         return
     typer.echo(f"{sum(tally.kept.values())} of {tally.drawn} samples kept in {out}, a folder for each class")
+    judged = f"a classifier that is right on {100 * tally.judge_accuracy:.1f} % of held-out images"
     typer.echo(
-        f"dropped: {tally.disagreed} in which a classifier ({100 * tally.judge_accuracy:.1f} % right on held-out images) "
-        f"saw another label, {tally.copied} nearer to a training image than {tally.closest:.1f} grey values"
+        f"dropped: {tally.disagreed} in which {judged} saw another label, {tally.copied} nearer to a training image "
+        f"than {tally.closest:.1f} grey values"
     )
     for label, count in short.items():
         typer.echo(f"{label}: only {count} of {per_class}; the model draws too few that pass, so train it longer")
