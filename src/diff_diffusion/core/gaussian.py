@@ -88,7 +88,7 @@ class Gaussian(Process):
         return self._scales(self.time_map.log_snr(t))
 
     def _scales(self, log_snr: Any) -> Any:
-        if not isinstance(log_snr, Tensor) and math.isinf(log_snr):
+        if isinstance(log_snr, float) and math.isinf(log_snr):
             return (1.0, 0.0) if log_snr > 0 else (0.0, 1.0)
         return SCALINGS[self.scaling](maths(log_snr), log_snr)
 

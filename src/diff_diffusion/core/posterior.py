@@ -36,7 +36,7 @@ class Posterior(ABC):
         """This posterior after also seeing evidence y, given `gradient` = ∇ log p(y | x_t) with respect to x_t."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, each would cost a third of a microsecond more, and every evaluation makes one
 class GaussianPosterior(Posterior):
     """The posterior of a Gaussian process, known by its mean.
 

@@ -94,7 +94,7 @@ class LinearTarget(Target):
 
     def decode(self, output: Tensor, x_t: Tensor, process: Gaussian, t: float | Tensor) -> GaussianPosterior:
         alpha, sigma = process.scales(t)
-        a, b = self.coefficients(alpha, sigma)
+        a, b = ROWS[self.row](alpha, sigma)
         scale = 1.0 / (a * sigma - alpha * b)
         if not isinstance(t, Tensor):
             tweedie = sigma * sigma / alpha if alpha else float("inf")
