@@ -13,8 +13,9 @@ from diff_diffusion.cli.app import app
 from diff_diffusion.cli.config import merged, network_named, read_changes
 from diff_diffusion.data import ImageDataset, load_image_dataset
 from diff_diffusion.errors import ConfigError
-from diff_diffusion.models import DiffusionModel, describe_for_data, dit_size
+from diff_diffusion.models import DiffusionModel
 from diff_diffusion.registry import build
+from diff_diffusion.sizing import describe_for_data, dit_size
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from diff_diffusion.core.likelihood import Bins
 from diff_diffusion.data import ImageDataset, load_image_dataset
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.evaluation.likelihood import bits_per_dim
-from diff_diffusion.models import DiffusionModel, describe_for_data
+from diff_diffusion.models import DiffusionModel
+from diff_diffusion.sizing import describe_for_data
 
 VALUES = 17  # the digits' grey values
 

@@ -24,6 +24,7 @@ ROWS: list[set[str]] = [
     {"core"},
     {"networks", "codecs", "samplers", "guidance", "objectives", "data", "storage"},
     {"presets", "pictures"},
+    {"sizing"},
     {"models"},
     {"editing", "training", "tuning", "evaluation", "safety", "verification"},
 ]

@@ -22,7 +22,8 @@ import torch
 
 from diff_diffusion.cli import main
 from diff_diffusion.data import ImageDataset
-from diff_diffusion.models import DiffusionModel, describe_for_data
+from diff_diffusion.models import DiffusionModel
+from diff_diffusion.sizing import describe_for_data
 from diff_diffusion.training import Record, TrainSettings, checkpoint, loop, train
 from diff_diffusion.training.runtime import stop_signals
 

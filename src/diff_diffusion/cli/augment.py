@@ -8,15 +8,13 @@ from pathlib import Path
 
 import typer
 
-from diff_diffusion import __version__
 from diff_diffusion.cli.console import count_progress
-from diff_diffusion.cli.sample import load
+from diff_diffusion.cli.sample import load, recipe_of
 from diff_diffusion.data import load_image_dataset
 from diff_diffusion.errors import ConfigError, DataError
 from diff_diffusion.evaluation.augmentation import augment
 from diff_diffusion.evaluation.features import train_classifier
 from diff_diffusion.pictures import to_image, write_png
-from diff_diffusion.registry import describe
 
 FORBIDDEN = set('/\\:*?"<>|') | {chr(i) for i in range(32)}
 
@@ -37,16 +35,7 @@ def run(
     tally, drawn = augment(
         model, train, held_out, judge, per_class, guidance=guidance, seed=seed, progress=count_progress("augmenting")
     )
-    about = {
-        "version": __version__,
-        "run": str(folder),
-        "model": model.fingerprint(),
-        "weights": weights,
-        "sampler": describe(model.recipe.sampler),
-        "grid": describe(model.recipe.grid),
-        "steps": None,
-        "guidance": model.recipe.guidance if guidance is None else guidance,
-    }
+    about = recipe_of(model, folder, weights, None, model.recipe.grid, guidance)
     for one in drawn:
         home = out / one.label
         home.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from diff_diffusion.errors import CheckpointError, ConfigError, DataError, liste
 from diff_diffusion.models import DiffusionModel, sampler_named
 from diff_diffusion.pictures import read_recipe, sheet, to_array, to_image, write_png
 from diff_diffusion.registry import build, describe
+from diff_diffusion.samplers.grid import Grid
 from diff_diffusion.training.runtime import choose_device
 
 NONE = "none"
@@ -41,6 +42,22 @@ def chosen_labels(model: DiffusionModel, asked: list[str], num: int) -> list[str
     return [known[i % len(known)] for i in range(num)]
 
 
+def recipe_of(
+    model: DiffusionModel, folder: Path, weights: str, sampler: str | None, times: Grid, guidance: float | None
+) -> dict[str, Any]:
+    """What a picture says of how it was sampled, but for its seed and label: what `repro` reads."""
+    return {
+        "version": __version__,
+        "run": str(folder),
+        "model": model.fingerprint(),
+        "weights": weights,
+        "sampler": describe(sampler_named(sampler) if sampler else model.recipe.sampler),
+        "grid": describe(times),
+        "steps": times.num_steps,
+        "guidance": model.recipe.guidance if guidance is None else guidance,
+    }
+
+
 def run(
     folder: Path,
     num: int,
@@ -60,16 +77,7 @@ def run(
     model = load(folder, weights)
     labels = chosen_labels(model, asked, num)
     times = model.chosen_grid(grid, steps)
-    recipe = {
-        "version": __version__,
-        "run": str(folder),
-        "model": model.fingerprint(),
-        "weights": weights,
-        "sampler": describe(sampler_named(sampler) if sampler else model.recipe.sampler),
-        "grid": describe(times),
-        "steps": times.num_steps,
-        "guidance": model.recipe.guidance if guidance is None else guidance,
-    }
+    recipe = recipe_of(model, folder, weights, sampler, times, guidance)
     model.encode(labels, num)  # a label that is unknown fails before any work
     out.mkdir(parents=True, exist_ok=True)
     show, pieces, files = count_progress("sampling"), [], []

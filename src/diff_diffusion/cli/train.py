@@ -12,7 +12,8 @@ from diff_diffusion.cli.console import TrainingLine, count_progress, duration
 from diff_diffusion.core.targets import LearnedVariance
 from diff_diffusion.data import load_image_dataset
 from diff_diffusion.errors import ConfigError, DataError, listed
-from diff_diffusion.models import DiffusionModel, describe_for_data
+from diff_diffusion.models import DiffusionModel
+from diff_diffusion.sizing import describe_for_data
 from diff_diffusion.training import train
 from diff_diffusion.training.runtime import stop_signals
 from diff_diffusion.training.settings import make_settings

@@ -142,10 +142,6 @@ class Tokens(Process):
         least = (1.0 - alpha_s) / (1.0 - alpha_t)
         stay = eta * stay / total + (1.0 - eta) * least
         go = eta * go / total + (1.0 - eta) * (1.0 - least)
-        return self.mix(x_t, x_0, stay, go, noise)
-
-    def mix(self, x_t: Tensor, x_0: Tensor, stay: Tensor | float, go: Tensor | float, noise: Noise) -> Tensor:
-        """x_t with probability `stay`, x_0 with probability `go`, else a draw of π, token by token."""
         u = noise.fork("choice").uniform(x_t.shape).to(x_t.device)
         drawn = self.forget(x_t.shape, noise.fork("value")).to(x_t.device)
         return torch.where(u < stay, x_t, torch.where(u < stay + go, x_0, drawn))

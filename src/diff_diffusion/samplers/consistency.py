@@ -31,10 +31,7 @@ class Consistency(Sampler):
     """
 
     needs: ClassVar[type[Process]] = Gaussian
-
-    @property
-    def deterministic(self) -> bool:
-        return False
+    deterministic: ClassVar[bool] = False
 
     @property
     def bias(self) -> float:

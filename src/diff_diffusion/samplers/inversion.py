@@ -11,6 +11,8 @@ from diff_diffusion.cond import Cond
 from diff_diffusion.core.denoiser import Denoiser
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.errors import ConfigError, IncompatibleError
+from diff_diffusion.rng import Noise
+from diff_diffusion.samplers.single_step import Heun
 
 LIMIT = 12.0
 """λ between which the flow is walked: beyond, a sample is its data, or its noise, to three digits."""
@@ -30,13 +32,13 @@ def invert(denoiser: Denoiser, x_0: Tensor, steps: int = 64, cond: Cond | None =
     """
     process, times = _walk(denoiser, steps)
     alpha, _ = process.scales(times[-1])
-    return _along(denoiser, alpha * x_0, times[::-1], process, cond)
+    return _along(denoiser, alpha * x_0, times[::-1], cond)
 
 
 def regenerate(denoiser: Denoiser, x: Tensor, steps: int = 64, cond: Cond | None = None) -> Tensor:
     """The data that noise x flows to, [B, ...]; at the last level x̂_0. The inverse of `invert`, cond the same."""
-    process, times = _walk(denoiser, steps)
-    x = _along(denoiser, x, times, process, cond)
+    _, times = _walk(denoiser, steps)
+    x = _along(denoiser, x, times, cond)
     with torch.no_grad():
         return denoiser(x, times[-1], cond).mean
 
@@ -54,10 +56,9 @@ def _walk(denoiser: Denoiser, steps: int) -> tuple[Gaussian, list[float]]:
 
 
 @torch.no_grad()
-def _along(denoiser: Denoiser, x: Tensor, times: list[float], process: Gaussian, cond: Cond | None) -> Tensor:
-    """Heun's method along times that rise or fall: the plain step with x̂_0 half-way between the two slopes' own."""
+def _along(denoiser: Denoiser, x: Tensor, times: list[float], cond: Cond | None) -> Tensor:
+    """Heun's step along times that rise or fall: its algebra is the same both ways."""
+    heun, still = Heun(), Noise([])
     for t, s in pairwise(times):
-        first = denoiser(x, t, cond)
-        second = denoiser(process.reverse(x, first, t, s), s, cond)
-        x = process.reverse(x, second.extrapolate(first, 0.5 / process.decay(t, s)), t, s)
+        x, _ = heun.step(denoiser, x, t, s, None, cond, still)
     return x

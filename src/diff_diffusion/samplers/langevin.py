@@ -43,6 +43,7 @@ class Corrected(Sampler):
     """
 
     needs: ClassVar[type[Process]] = Gaussian
+    deterministic: ClassVar[bool] = False
     sampler: Sampler = field(default_factory=lambda: Ancestral(eta=1.0))
     steps: int = 1
     snr: float = 0.16
@@ -61,10 +62,6 @@ class Corrected(Sampler):
     @property
     def adaptive(self) -> bool:  # type: ignore[override]
         return self.sampler.adaptive
-
-    @property
-    def deterministic(self) -> bool:
-        return False
 
     @property
     def bias(self) -> float:

@@ -31,10 +31,7 @@ class TauLeaping(Sampler):
     """
 
     needs: ClassVar[type[Process]] = UniformTokens
-
-    @property
-    def deterministic(self) -> bool:
-        return False
+    deterministic: ClassVar[bool] = False
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: float, s: float, state: Any, cond: Cond | None, noise: Noise
@@ -67,15 +64,12 @@ class Confidence(Sampler):
     """
 
     needs: ClassVar[type[Process]] = Absorbing
+    deterministic: ClassVar[bool] = False
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature must be at least 0 and finite, not {self.temperature}")
-
-    @property
-    def deterministic(self) -> bool:
-        return False
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: float, s: float, state: Any, cond: Cond | None, noise: Noise
@@ -110,15 +104,12 @@ class Remasking(Sampler):
     """
 
     needs: ClassVar[type[Process]] = Absorbing
+    deterministic: ClassVar[bool] = False
     share: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.share <= 1.0:
             raise ConfigError(f"the share of tokens hidden again must be from 0 to 1, not {self.share}")
-
-    @property
-    def deterministic(self) -> bool:
-        return False
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: float, s: float, state: Any, cond: Cond | None, noise: Noise
