@@ -89,9 +89,8 @@ def inpaint(
     Source: Lugmayr et al., "RePaint", arXiv 2201.09865.
     """
     drawn = _as_mask(masks, images)
-    latent = model.codec.encode(torch.where(drawn, 0, images).to(model.device))
     grid = model.chosen_grid(plan.pop("grid", None), steps)
-    keep = Keep(latent, ~drawn)
+    keep = Keep(model.codec.encode(images.to(model.device)), ~drawn)
     result = _walked(model, images, None, labels, seed, plan | {"grid": grid}, edits=(keep,), travel=(length, repeats))
     return torch.where(drawn.cpu(), result, images.to(result))
 

@@ -191,6 +191,15 @@ def test_translating_to_what_it_is_changes_nothing(model: DiffusionModel, data: 
     assert (same - images).abs().max() < 2.0
 
 
+def test_a_flow_is_not_clipped(model: DiffusionModel, data: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is clipped on the way down was not on the way up."""
+    asked, plan = [], model.plan
+    monkeypatch.setattr(model, "plan", lambda **options: asked.append(options["clip"]) or plan(**options))
+    translate(model, data.batch([0]), labels=["dog"], steps=2)
+    interpolate(model, 1, 2, 2, steps=2)
+    assert asked == [False, False]
+
+
 def test_an_interpolation_ends_at_its_ends(model: DiffusionModel) -> None:
     way = interpolate(model, 3, 4, 5, labels=["猫"], steps=12)
     back = interpolate(model, 4, 3, 5, labels=["猫"], steps=12)

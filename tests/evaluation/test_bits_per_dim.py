@@ -62,6 +62,9 @@ def test_both_ways_find_the_closed_form() -> None:
     model, data = white()
     bound = bits_per_dim(model, data, num=64, values=VALUES, num_levels=192)
     assert bound.n == 64
+    low, high = model.codec.bounds
+    half_a_bin = 0.5 * float(((high - low) / (VALUES - 1)).min())
+    assert math.exp(-0.5 * bound.log_snr_max) == pytest.approx(half_a_bin, rel=1e-6)  # σ/α where values are read off
     images = data.batch(rows(data, 64))
     assert bound.bits == pytest.approx(expected_bound(model, images, bound.log_snr_max), abs=0.03)
     assert bound.parts is not None

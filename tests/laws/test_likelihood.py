@@ -26,6 +26,7 @@ from diff_diffusion.objectives.weights import Simple
 from diff_diffusion.rng import Noise
 from diff_diffusion.samplers import grid as grids
 from diff_diffusion.samplers.ancestral import Ancestral
+from diff_diffusion.samplers.multistep import Multistep
 from diff_diffusion.samplers.sampler import sample
 
 WIDE = LinearLogSnr(14.0, -14.0)
@@ -326,6 +327,23 @@ def test_sampling_uses_the_learned_variance() -> None:
     assert plain < 0.8
 
 
+def test_a_multistep_sampler_keeps_the_learned_variance_after_its_first_step() -> None:
+    """The noise of a later step is β's where the network says so, β̃'s where it says nothing."""
+    process, t, s = Gaussian(LinearLogSnr(8.0, -8.0)), 0.6, 0.5
+    x_t, noise, past = torch.zeros(1, 1).double(), Noise([3]), ((-2.0, torch.zeros(1, 1).double()),)
+    sizes = []
+    for share in (None, torch.ones(1, 1).double()):
+
+        class Sure(GaussianMixture):
+            def __call__(self, x_t, t, cond=None, share=share):  # type: ignore[no-untyped-def]
+                return GaussianPosterior(torch.zeros_like(x_t), 0.0, share)
+
+        exact = Sure(process, [[0.0]], [1.0])
+        x_s, _ = Multistep(2, 1.0).step(exact, x_t, t, s, past, None, noise)
+        sizes.append(abs(x_s.item()))
+    assert sizes[1] / sizes[0] == pytest.approx(math.exp(0.5 * float(process.log_ratio(t, s))), rel=1e-6)
+
+
 def test_a_network_with_a_learned_variance() -> None:
     """Twice the channels; the mean's loss as without; the bound's gradient reaches the second half alone."""
     process, target = Gaussian(LinearLogSnr(8.0, -8.0)), LearnedVariance(LinearTarget("eps"), 100)
@@ -348,6 +366,10 @@ def test_a_network_with_a_learned_variance() -> None:
     posterior = denoiser(corrupted.x_t, t)
     assert isinstance(posterior, GaussianPosterior)
     assert posterior.share is not None
+    said = torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 3)
+    ends = target.decode(torch.cat([torch.zeros_like(said), said], 1), torch.zeros_like(said), process, 0.5).share
+    assert ends is not None
+    assert ends.flatten().tolist() == [0.0, 0.5, 1.0]  # β̃, half-way, β
     assert posterior[2:4].share is not None
     assert torch.equal(posterior[2:4].share, posterior.share[2:4])  # type: ignore[arg-type]
     with pytest.raises(IncompatibleError, match="out_channels=4"):

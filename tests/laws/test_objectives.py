@@ -249,7 +249,10 @@ def test_what_a_batch_records_is_used_from_the_next_batch_on() -> None:
     assert torch.equal(levels.rates(), before)
     levels.begin()
     assert not torch.equal(levels.rates(), before)
-    assert torch.isfinite(levels.rates()).all()
+    taught_once = levels.moments.clone()
+    assert torch.isfinite(taught_once).all()
+    levels.begin()  # nothing was recorded since
+    assert torch.equal(levels.moments, taught_once)
 
 
 def test_what_was_learned_about_losses_is_saved_and_stays_in_float64() -> None:

@@ -180,6 +180,14 @@ def test_part_of_the_way_down_is_a_grid_for_it_too() -> None:
     assert (times[0], times[-1], len(times)) == (0.5, 0.0, 7)
 
 
+def test_what_the_prior_does_not_know_is_the_sum_of_the_parts() -> None:
+    clock = LinearLogSnr(6.0, -2.0)
+    parts = [Gaussian(clock), UniformTokens(2, clock)]
+    gap = Product(parts, [1, 1]).prior_gap(torch.tensor([[0.7, 1.0]]).double(), 1.0)
+    own = parts[0].prior_gap(torch.tensor([[0.7]]).double(), 1.0), parts[1].prior_gap(torch.tensor([[1]]), 1.0)
+    assert gap.item() == pytest.approx((own[0] + own[1]).item(), rel=1e-12)
+
+
 def test_it_is_described_and_built_again() -> None:
     process = product(Absorbing)
     assert build(describe(process)) == process

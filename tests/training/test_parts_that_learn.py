@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models import DiffusionModel
-from diff_diffusion.training import train
+from diff_diffusion.training import loop, train
 
 LEARNED_MAP = {"type": "process/gaussian", "time_map": {"type": "time_map/learned", "num_units": 8}}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -62,6 +63,21 @@ def test_a_learned_map_is_refused_where_it_would_change_the_loss() -> None:
         description["recipe"] |= RECIPES["learned_map"] | {"objective": {"type": "objective/denoising", **objective}}
         with pytest.raises(IncompatibleError, match="'vlb' or 'sigmoid'"):
             DiffusionModel.from_description(description)
+
+
+def test_timing_the_precision_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often it is tried depends on the clock; what the levels know at step 1 must not."""
+    model, data = fresh("loss_aware"), tiny.images()
+
+    def tried(device: torch.device, step: Callable[[str], None]) -> tuple[str, float]:
+        step("fp32")
+        assert model.learns.levels.fresh.any()
+        return "fp32", 1.0
+
+    monkeypatch.setattr(loop, "choose_precision", tried)
+    steps = train(model, data, None, tiny.settings(steps=1, precision="auto"))
+    next(iter(steps))
+    assert model.learns.levels.fresh[1].sum() + model.learns.levels.counts.sum() == 8  # the first batch's, no more
 
 
 def test_micro_batches_change_no_level(tmp_path: Path) -> None:
