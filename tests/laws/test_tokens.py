@@ -328,14 +328,17 @@ def test_confidence_favours_the_sure() -> None:
 
 
 def test_confidence_is_less_noisy_towards_the_end() -> None:
-    """Gumbel noise of strength 1 - α: of 10,000 positions ten stay hidden at α = 0.999, all among the less sure."""
-    process = Absorbing(2)
-    doubt = torch.tensor([1e-9, 0.1]).double().repeat(5000)
-    denoiser, noise = Independent(process, torch.stack([1 - doubt, doubt], 1)), Noise([5])
-    x_s, _ = Confidence(1.0).step(denoiser, process.prior((1, 10_000), noise), 0.5, 0.001, None, None, noise)
+    """Gumbel noise of strength 1 - α: of 10,000 positions, one of 10 or of 9 tokens alike, ten stay hidden at α = 0.999;
+    all are of those with 10."""
+    process, noise = Absorbing(10), Noise([5])
+    shares = torch.full((10_000, 10), 0.1, dtype=torch.float64)
+    shares[::2] = torch.tensor([1.0] * 9 + [0.0]).double() / 9
+    x_s, _ = Confidence(1.0).step(
+        Independent(process, shares), process.prior((1, 10_000), noise), 0.5, 0.001, None, None, noise
+    )
     hidden = (x_s[0] == process.mask).nonzero()[:, 0]
     assert len(hidden) == 10
-    assert (doubt[hidden] > 0.05).all()
+    assert (hidden % 2 == 1).all()
 
 
 def test_confidence_with_a_high_temperature_is_any_order() -> None:
