@@ -256,7 +256,9 @@ def test_the_command_writes_pictures_with_their_recipe(run: Path, options: list[
     [
         (["--strength", "0.4", "--from-label", "dog"], "different edits"),
         (["--from-label", "dog"], "--label must say"),
-        (["--from-label", "dog", "--label", "猫", "--sampler", "heun"], "no effect"),
+        (["--from-label", "dog", "--label", "猫", "--sampler", "heun"], "--sampler has no effect"),
+        (["--from-label", "dog", "--label", "猫", "-n", "4"], "-n has no effect"),
+        (["--from-label", "dog", "--label", "猫", "--seed", "3"], "--seed has no effect"),
         (["--label", "鸟"], "鸟"),
     ],
 )

@@ -328,8 +328,8 @@ def test_confidence_favours_the_sure() -> None:
 
 
 def test_confidence_is_less_noisy_towards_the_end() -> None:
-    """Gumbel noise of strength 1 - α: of 10,000 positions, one of 10 or of 9 tokens alike, ten stay hidden at α = 0.999;
-    all are of those with 10."""
+    """Gumbel noise of strength 1 - α: of 10,000 positions, one of 10 or of 9 tokens alike, ten stay hidden at
+    α = 0.999; all are of those with 10."""
     process, noise = Absorbing(10), Noise([5])
     shares = torch.full((10_000, 10), 0.1, dtype=torch.float64)
     shares[::2] = torch.tensor([1.0] * 9 + [0.0]).double() / 9

@@ -152,7 +152,9 @@ def edit(
     strength: Annotated[
         float | None, typer.Option(help="How far the picture is noised before it is denoised: 0.5 if left out.")
     ] = None,
-    num: Annotated[int, typer.Option("-n", "--num", min=1, help="How many, each with its own seed.")] = 4,
+    num: Annotated[
+        int | None, typer.Option("-n", "--num", min=1, help="How many, each with its own seed: 4 if left out.")
+    ] = None,
     steps: Steps = None,
     sampler: Sampler = None,
     guidance: Guidance = None,
@@ -170,7 +172,7 @@ def edit(
 
     The first makes variations: noised part of the way and denoised again; near 0 little changes, 1 forgets the picture.
     The second draws what is white in the mask and keeps the rest to the last grey value. The third follows the
-    probability flow up as a 3 and down as an 8: slant and stroke stay. It has one answer, so -n is not asked for.
+    probability flow up as a 3 and down as an 8: slant and stroke stay. It has one answer, and takes no -n, --seed or --sampler.
     """
     from diff_diffusion.cli.edit import run as change
 

@@ -23,7 +23,7 @@ def run(
     label: str | None,
     from_label: str | None,
     strength: float | None,
-    num: int,
+    num: int | None,
     out: Path,
     steps: int | None,
     sampler: str | None,
@@ -39,13 +39,19 @@ def run(
         raise ConfigError(f"{' and '.join(chosen)} are different edits: give one of them")
     if from_label is not None and label is None:
         raise ConfigError("--from-label says what the picture is; --label must say what it should become")
+    idle = {"-n": num, "--seed": seed or None, "--sampler": sampler}
+    without = [name for name, given in idle.items() if given is not None]
+    if from_label is not None and without:
+        raise ConfigError(
+            f"{without[0]} has no effect with --from-label, which follows the flow both ways, to one answer"
+        )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must be a folder, new or not")
     model = load(folder, weights)
     channels, height, width = model.codec.data.shape
     picture = torch.from_numpy(read_image(image, (channels, height, width)))
-    several = picture[None].expand(num, -1, -1, -1)
-    labels = None if label is None else [label] * num
+    several = picture[None].expand(num or 4, -1, -1, -1)
+    labels = None if label is None else [label] * len(several)
     plan = {"labels": labels, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
     if mask is not None:
         kind = "inpaint"
@@ -55,8 +61,6 @@ def run(
         results = inpaint(model, several, drawn, **plan)  # type: ignore[arg-type]
     elif from_label is not None:
         kind = "translate"
-        if sampler is not None:
-            raise ConfigError("--sampler has no effect with --from-label, which follows the flow both ways")
         results = translate(
             model, picture[None], labels=[label], from_labels=[from_label], steps=steps or 64, guidance=guidance
         )
