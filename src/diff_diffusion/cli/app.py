@@ -172,7 +172,8 @@ def edit(
 
     The first makes variations: noised part of the way and denoised again; near 0 little changes, 1 forgets the picture.
     The second draws what is white in the mask and keeps the rest to the last grey value. The third follows the
-    probability flow up as a 3 and down as an 8: slant and stroke stay. It has one answer, and takes no -n, --seed or --sampler.
+    probability flow up as a 3 and down as an 8: slant and stroke stay. It has one answer: -n, --seed and --sampler are
+    for the others.
     """
     from diff_diffusion.cli.edit import run as change
 

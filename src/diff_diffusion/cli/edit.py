@@ -32,9 +32,8 @@ def run(
     weights: str,
     as_json: bool,
 ) -> None:
-    chosen = [
-        name for name, given in (("--mask", mask), ("--from-label", from_label), ("--strength", strength)) if given
-    ]
+    kinds = {"--mask": mask, "--from-label": from_label, "--strength": strength}
+    chosen = [name for name, given in kinds.items() if given is not None]
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} are different edits: give one of them")
     if from_label is not None and label is None:
@@ -42,9 +41,7 @@ def run(
     idle = {"-n": num, "--seed": seed or None, "--sampler": sampler}
     without = [name for name, given in idle.items() if given is not None]
     if from_label is not None and without:
-        raise ConfigError(
-            f"{without[0]} has no effect with --from-label, which follows the flow both ways, to one answer"
-        )
+        raise ConfigError(f"{without[0]} has no effect with --from-label: the flow both ways has one answer")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must be a folder, new or not")
     model = load(folder, weights)
