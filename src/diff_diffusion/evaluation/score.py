@@ -48,7 +48,7 @@ class Scores:
         return asdict(self)
 
 
-def interval(successes: int, trials: int) -> tuple[float, float]:
+def interval(successes: float, trials: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
     z, share = 1.959964, successes / trials
     middle = share + z * z / (2 * trials)
