@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diff_diffusion import rng
+from diff_diffusion.data.arrays import channels_first, checked_columns, checked_labels
 from diff_diffusion.data.audit import account
-from diff_diffusion.data.images import Header, ImageFileError
+from diff_diffusion.data.columns import DERIVED, Column
+from diff_diffusion.data.images import Header, ImageFileError, read_image, read_mask
 from diff_diffusion.data.plan import Plan
 from diff_diffusion.data.report import DataReport
 from diff_diffusion.data.split import held_out
 from diff_diffusion.data.store import Store, digest, in_threads
-from diff_diffusion.errors import ConfigError, DataError, listed
+from diff_diffusion.errors import ConfigError, DataError
 
 MAX_HELD_OUT = 2000  # more would measure nothing better, and is missing from training
 
@@ -35,6 +38,7 @@ class ImageDataset(Dataset[Tensor]):
         shape: (C, H, W) of every item; C is 1 (grey) or 3 (RGB).
         class_names: one name per class, () without classes.
         labels: int64 [N], indices into class_names; None without classes.
+        columns: what is known of each image; "label" among it where there are classes.
         report: what was found, used and skipped.
         val: the images that the source itself holds out of training, or None.
 
@@ -52,6 +56,7 @@ class ImageDataset(Dataset[Tensor]):
         labels: np.ndarray | None = None,
         class_names: tuple[str, ...] = (),
         val: ImageDataset | None = None,
+        columns: Mapping[str, Column] | None = None,
     ) -> None:
         self.name = report.name
         self.shape = store.shape
@@ -61,6 +66,13 @@ class ImageDataset(Dataset[Tensor]):
         self.val = val
         self._store = store
         self._rows = rows
+        self._stand_in: dict[int, int] = {}
+        self.columns = dict(columns or {})
+        if labels is not None and "label" not in self.columns:
+            values: list[int | None] = [None] * len(store.names)
+            for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
+                values[row] = label
+            self.columns = {"label": Column("class", values, class_names)} | self.columns
 
     @property
     def in_memory(self) -> bool:
@@ -99,6 +111,40 @@ class ImageDataset(Dataset[Tensor]):
             out[i] = image
         return out
 
+    def cond(
+        self, indices: Sequence[int] | np.ndarray, choice: np.ndarray | None = None, pixels: Tensor | None = None
+    ) -> dict[str, list[Any]]:
+        """What is known of some items, by column: a list with one entry for each, None where it is missing.
+
+        A class is its number in the column's names, a number a float, a vector a list of floats, a text one of the
+        image's captions; all that is an image a uint8 tensor [C, H, W], fitted as the image is.
+
+        Args:
+            indices: of the items.
+            choice: uint64, one for each, that picks among several captions; the first when left out.
+            pixels: of these items if they are read already, uint8 [B, C, H, W]; derived columns are made of them.
+
+        Raises:
+            IndexError: there is no such item.
+            DataError: as for a single item.
+        """
+        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]
+        if pixels is None and any(column.kind in DERIVED for column in self.columns.values()):
+            pixels = self.batch(wanted)
+        # Where another image stands in for one that broke, what is known must be of that one.
+        rows = [int(self._rows[self._stand_in.get(index, index)]) for index in wanted.tolist()]
+        found: dict[str, list[Any]] = {}
+        for name, column in self.columns.items():
+            if column.kind in DERIVED:
+                assert pixels is not None
+                found[name] = list(column.derive(pixels))
+            elif column.kind in ("image", "mask"):
+                asked = [(column, value) for value in column.of(rows)]
+                found[name] = list(in_threads(self._condition, asked))
+            else:
+                found[name] = column.of(rows, choice)
+        return found
+
     def split(self, fraction: float = 0.1) -> tuple[ImageDataset, ImageDataset]:
         """What to train on and what to hold out: `val` where the source brings it, else a random part, always the same.
 
@@ -122,7 +168,7 @@ class ImageDataset(Dataset[Tensor]):
         return self._part(~chosen), self._part(chosen)
 
     def fingerprint(self) -> str:
-        """A sha256 in hex of all that a training sees: names, shape, labels and every pixel after fitting."""
+        """A sha256 in hex of all that a training sees: names, shape, labels, columns, every pixel after fitting."""
         head = {"shape": self.shape, "classes": self.class_names, "items": len(self)}
         total = hashlib.sha256(json.dumps(head).encode())
         if self.labels is not None:
@@ -131,6 +177,11 @@ class ImageDataset(Dataset[Tensor]):
             # Macs spell the same name with other code points.
             name = unicodedata.normalize("NFC", self._store.names[row])
             total.update(name.encode("utf-8", "surrogateescape") + b"\0" + self._store.digests[row])
+        for name, column in sorted(self.columns.items()):
+            if name != "label" or self.labels is None:
+                total.update(json.dumps(name).encode())
+                for piece in column.contents(self._rows.tolist(), self._store.root):
+                    total.update(piece)
         return total.hexdigest()
 
     @classmethod
@@ -140,6 +191,7 @@ class ImageDataset(Dataset[Tensor]):
         labels: Sequence[int] | np.ndarray | Tensor | None = None,
         class_names: Sequence[str] = (),
         name: str = "arrays",
+        columns: Mapping[str, Column | Sequence[Any] | np.ndarray | Tensor] | None = None,
     ) -> ImageDataset:
         """A data set of pixels in memory.
 
@@ -148,31 +200,53 @@ class ImageDataset(Dataset[Tensor]):
             labels: [N] whole numbers from 0, or None.
             class_names: one name per class; "0", "1", … when left out.
             name: what the report calls it.
+            columns: what else is known of each image, None where it is not: a `Column`, or plain values, whose kind is
+                inferred (see `diff_diffusion.data.kinds`); uint8 images are given as `images` are.
 
         Raises:
-            DataError: a shape, a type or a label does not fit.
+            ConfigError: a derived column cannot be made of these images.
+            DataError: a shape, a type, a label or a column does not fit.
         """
-        pixels = _channels_first(images)
+        pixels = channels_first(images)
         count, channels, height, width = pixels.shape
-        numbers, names = _checked_labels(labels, tuple(class_names), count)
+        numbers, names = checked_labels(labels, tuple(class_names), count)
         digests = [digest(image) for image in pixels]
         store = Store((channels, height, width), [str(i) for i in range(count)], digests, pixels)
         header = Header(height, width, "L" if channels == 1 else "RGB", channels == 1)
         why = Plan(store.shape, "as given", "as given")
         report = account(name, why, [header] * count, digests, numbers, names)
-        return cls(store, np.arange(count), report, numbers, names)
+        known = checked_columns(columns or {}, count, store.shape)
+        if labels is not None and "label" in known:
+            raise DataError("there are labels and a column 'label': give one of them")
+        report.columns = {title: column.summary(range(count)) for title, column in known.items()}
+        return cls(store, np.arange(count), report, numbers, names, columns=known)
 
     def _read(self, index: int) -> Tensor:
         """The image at `index`; if its file broke since it was verified, the next one (of its class) that reads."""
         for stand_in in self._stand_ins(index):
             row = int(self._rows[stand_in])
             try:
-                return self._store.read(row)
+                image = self._store.read(row)
+                if stand_in != index:
+                    self._stand_in[index] = stand_in
+                return image
             except ImageFileError as error:
                 self.report.replaced[self._store.names[row]] = error.reason
         raise DataError(
             f"{self.name}: {self._store.names[self._rows[index]]} is gone, and so is all that could stand in"
         )
+
+    def _condition(self, asked: tuple[Column, str | Tensor | None]) -> Tensor | None:
+        """One condition that is an image; one whose file broke is missing."""
+        column, value = asked
+        if not isinstance(value, str):
+            return value if value is None else value.clone()
+        read = read_mask if column.kind == "mask" else read_image
+        try:
+            return torch.from_numpy(read(self._store.root / value, (column.channels, *self.shape[1:])))
+        except ImageFileError as error:
+            self.report.replaced[value] = error.reason
+            return None
 
     def _stand_ins(self, index: int) -> Iterator[int]:
         for step in range(len(self)):
@@ -182,43 +256,4 @@ class ImageDataset(Dataset[Tensor]):
 
     def _part(self, mask: np.ndarray) -> ImageDataset:
         labels = None if self.labels is None else self.labels[mask]
-        return ImageDataset(self._store, self._rows[mask], self.report, labels, self.class_names)
-
-
-def _channels_first(images: np.ndarray | Tensor) -> Tensor:
-    """`images` as a tensor [N, C, H, W] of its own."""
-    is_tensor = isinstance(images, Tensor)
-    given = images if isinstance(images, Tensor) else np.asarray(images)
-    kind = str(given.dtype).removeprefix("torch.")
-    seen = f"{'a tensor' if is_tensor else 'an array'} {list(given.shape)} of {kind}"
-    if kind != "uint8":
-        raise DataError(f"images are {seen}: they must be uint8, 0 to 255; from 0 to 1, take (x * 255).round() first")
-    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4 and not is_tensor:
-        array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4 or array.shape[1] not in (1, 3) or array.size == 0:
-        raise DataError(
-            f"images are {seen}: an array must be [N, H, W] or [N, H, W, C], a tensor [N, H, W] or [N, C, H, W], "
-            "with C 1 or 3 and nothing empty"
-        )
-    return torch.from_numpy(np.array(array, order="C"))
-
-
-def _checked_labels(
-    labels: Sequence[int] | np.ndarray | Tensor | None, class_names: tuple[str, ...], count: int
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    if labels is None:
-        if class_names:
-            raise DataError(f"there are class names ({listed(class_names)}) but no labels")
-        return None, ()
-    numbers = np.asarray(labels)
-    if numbers.shape != (count,) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
-        raise DataError(f"labels are {list(numbers.shape)} of {numbers.dtype}: {count} whole numbers from 0 are needed")
-    names = class_names or tuple(str(i) for i in range(int(numbers.max()) + 1))
-    if numbers.max() >= len(names):
-        raise DataError(
-            f"the label {numbers.max()} has no name: there are {len(names)} class names, for 0 to {len(names) - 1}"
-        )
-    return numbers.astype(np.int64), names
+        return ImageDataset(self._store, self._rows[mask], self.report, labels, self.class_names, columns=self.columns)

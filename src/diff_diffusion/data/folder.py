@@ -18,7 +18,7 @@ import itertools
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,8 @@ _HINTS = {
     **dict.fromkeys((".npy", ".npz"), "arrays of pixels go through ImageDataset.from_arrays"),
     **dict.fromkeys((".avif", ".heic", ".heif", ".svg"), "convert the pictures to PNG or JPEG first"),
 }
+
+Walked = tuple[list[str], Counter[str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,27 @@ class Folder:
     notes: tuple[str, ...] = ()
 
 
-def scan(root: Path) -> Folder:
+def scan(root: Path, walked: Walked | None = None, left_out: Collection[str] = ()) -> Folder:
     """The images of `root`, sorted by name: the same order on every machine.
+
+    Args:
+        walked: what `walk` found there, if it is known already.
+        left_out: names of images that are something else.
 
     Raises:
         DataError: there are none, or they are laid out in no way that can be read; the message lists what was found.
     """
-    names, others, notes = walk(root)
-    if not names:
+    found, others, notes = walked or walk(root)
+    if not found:
         raise DataError(_nothing(root, others))
+    names = [name for name in found if name not in left_out]
+    if not names:
+        raise DataError(f"every image in {root} is a condition of another: those to train on need a row of their own")
     files, more = arrange(names)
     return Folder(root, files, dict(others.most_common()), (*notes, *more))
 
 
-def walk(root: Path) -> tuple[list[str], Counter[str], list[str]]:
+def walk(root: Path) -> Walked:
     """The names of all image files below `root`, sorted; the other files by extension; folders that could not be read.
 
     Hidden files and the litter of operating systems are passed over. Links are followed, and every folder is entered

@@ -116,6 +116,20 @@ def pixels(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
+def read_mask(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """The mask at `path`, uint8 of `shape` (1, H, W): 0 or 255, the nearest pixel's, above or below the middle.
+
+    A mask of only 0 and 1, as programs write it, means 0 and 255.
+
+    Raises:
+        ImageFileError: with its reason.
+    """
+    _, height, width = shape
+    values = np.array(fit(open_image(path), height, width, Resampling.NEAREST).convert("L"))
+    middle = 127 if values.max() > 1 else 0
+    return np.where(values > middle, 255, 0).astype(np.uint8)[None]
+
+
 def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     """The image at `path`, upright and opaque, in mode L or RGB; of an animation, the first frame.
 
@@ -140,11 +154,11 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
         raise _reasoned(error, path) from error
 
 
-def fit(image: Image.Image, height: int, width: int) -> Image.Image:
+def fit(image: Image.Image, height: int, width: int, how: Resampling | None = None) -> Image.Image:
     """The largest centred part of `image` with the aspect of height × width, resized to it: cropped, never squashed.
 
     Reduced with Lanczos (after an exact box average when the reduction is large), enlarged bicubically, so that pixel
-    art keeps its edges without ringing. An image of that size already comes back as it is.
+    art keeps its edges without ringing, unless `how` says otherwise. An image of that size already comes back as it is.
     """
     if image.size == (width, height):
         return image
@@ -153,8 +167,10 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     left, top = (image.width - crop_w) / 2, (image.height - crop_h) / 2
     # Cropping to a box of fractions of a pixel while resizing keeps the aspect exact, where resizing first rounds it.
     box = (left, top, min(left + crop_w, image.width), min(top + crop_h, image.height))
-    how = Resampling.BICUBIC if scale > 1 else Resampling.LANCZOS
-    return image.resize((width, height), how, box=box, reducing_gap=3.0)
+    if how is None:
+        how = Resampling.BICUBIC if scale > 1 else Resampling.LANCZOS
+    # Pillow's nearest takes no fractions of averages: reduced first, a thin line would be gone.
+    return image.resize((width, height), how, box=box, reducing_gap=None if how == Resampling.NEAREST else 3.0)
 
 
 def _open(path: Path) -> Image.Image:

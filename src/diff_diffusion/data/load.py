@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from diff_diffusion.data.arrays import fitted
 from diff_diffusion.data.audit import account
 from diff_diffusion.data.builtin import BUILTIN
+from diff_diffusion.data.columns import Column
 from diff_diffusion.data.dataset import ImageDataset
-from diff_diffusion.data.folder import existing, scan
+from diff_diffusion.data.folder import Found, existing, scan, walk
 from diff_diffusion.data.images import Header, pixels
+from diff_diffusion.data.kinds import asked
+from diff_diffusion.data.metadata import Metadata, read_metadata
 from diff_diffusion.data.plan import Plan, checked_channels, checked_size, plan
 from diff_diffusion.data.store import Store, digest
-from diff_diffusion.data.survey import Progress, survey
+from diff_diffusion.data.survey import Progress, survey, survey_column
 from diff_diffusion.errors import DataError
+
+Kinds = Mapping[str, tuple[str, int]]
 
 
 def load_image_dataset(
@@ -26,11 +32,14 @@ def load_image_dataset(
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     *,
+    columns: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> ImageDataset:
     """The images of a folder, or a built-in data set, verified and brought to one shape.
 
     A folder may hold images at any depth, class folders, or `train/` and `val/` (see `diff_diffusion.data.folder`).
+    What else is known of them is read from `metadata.csv`, `.jsonl` or `.parquet`, or from `.txt` files beside the
+    images (see `diff_diffusion.data.metadata`); the kinds are inferred (see `diff_diffusion.data.kinds`).
     Every file is decoded once before anything else: one that cannot be read is skipped, and named in the report with
     the reason. Images are turned upright, laid on white, scaled to 8 bits, cropped to the common aspect and resized
     (see `diff_diffusion.data.images`).
@@ -41,52 +50,63 @@ def load_image_dataset(
             one of at most 64; else, from the median image, a square of side 8, 16, 24, 32, 48 or 64, or a rectangle
             no longer than that.
         channels: 1 makes every image grey, 3 RGB. When left out: 1 if every file is grey, else 3.
+        columns: the kinds of columns that are other than inferred, by name: "class", "number", "vector", "text",
+            "image", "mask" or "ignore", such as {"year": "class", "id": "ignore"}; or a new name for what is made of
+            the image itself, {"low": "shrunk:4", "light": "grey"}.
         progress: called as progress(done, total) after each file.
 
     Raises:
-        ConfigError: size or channels cannot be used.
-        DataError: there is no such folder, no image in it, or more than 5 % of its images cannot be read.
-        MissingPackageError: a built-in set needs a package that is not installed.
+        ConfigError: size, channels or columns cannot be used.
+        DataError: there is no such folder, no image in it, or more than 5 % of its images cannot be read; or a metadata
+            file cannot.
+        MissingPackageError: a built-in set or a Parquet file needs a package that is not installed.
     """
     wanted, colours = checked_size(size), checked_channels(channels)
+    kinds = {name: asked(name, kind) for name, kind in (columns or {}).items()}
     # The bare name always means the built-in set: a command must not change its meaning with the working directory.
     if isinstance(path, str) and path in BUILTIN:
-        return _builtin(path, wanted, colours)
+        return _builtin(path, wanted, colours, kinds)
     if not os.fspath(path):
         raise DataError("the path of the data is empty: give a folder of images, or the name of a built-in data set")
-    return _folder(Path(path), wanted, colours, progress)
+    return _folder(Path(path), wanted, colours, kinds, progress)
 
 
-def _folder(path: Path, size: tuple[int, int] | None, channels: int | None, progress: Progress | None) -> ImageDataset:
-    folder = scan(existing(Path(os.path.expanduser(path)), sorted(BUILTIN)))
+def _folder(
+    path: Path, size: tuple[int, int] | None, channels: int | None, kinds: Kinds, progress: Progress | None
+) -> ImageDataset:
+    root = existing(Path(os.path.expanduser(path)), sorted(BUILTIN))
+    everything = walk(root)
+    said = read_metadata(root, *everything[:2], kinds)
+    folder = scan(root, everything, said.conditions)
+    said.columns(folder.files)  # what is wrong in them is said before minutes of decoding
     found = survey(folder, size, channels, progress)
-    class_names = tuple(sorted({file.label for file in found.files if not file.held_out} - {""}))
-    number = {name: i for i, name in enumerate(class_names)}
-    labels = np.array([number.get(file.label, -1) for file in found.files])
-    # A class that is not trained on cannot be measured either.
-    strange = labels < 0 if class_names else np.zeros(len(labels), bool)
+    known = said.columns(found.files)
     held_out = np.array([file.held_out for file in found.files])
+    strange = np.zeros(len(held_out), bool)
+    if known.is_labelled:
+        # A class that is not trained on cannot be measured either.
+        strange = np.array([label is None for label in known.columns["label"].values])
     dataset = _assemble(
         str(path),
         found.plan,
         found.headers,
         found.store,
-        np.flatnonzero(~held_out),
-        np.flatnonzero(held_out & ~strange),
-        labels if class_names else None,
-        class_names,
+        ~held_out,
+        held_out & ~strange,
+        known.columns,
+        known.is_labelled,
     )
     report = dataset.report
     report.found = len(folder.files)
     report.skipped = dict(found.bad)
     if strange.any():
         report.skipped["of a class without training images"] = [found.files[i].name for i in np.flatnonzero(strange)]
-    report.others = folder.others
-    report.notes.extend(folder.notes)
+    report.others = {kind: left for kind, count in folder.others.items() if (left := count - said.read[kind])}
+    report.notes = [*folder.notes, *said.notes, *known.notes]
     return dataset
 
 
-def _builtin(name: str, size: tuple[int, int] | None, channels: int | None) -> ImageDataset:
+def _builtin(name: str, size: tuple[int, int] | None, channels: int | None, kinds: Kinds) -> ImageDataset:
     data = BUILTIN[name]()
     count, height, width, depth = data.images.shape
     headers = [Header(height, width, "L" if depth == 1 else "RGB", depth == 1)] * count
@@ -94,8 +114,9 @@ def _builtin(name: str, size: tuple[int, int] | None, channels: int | None) -> I
     pictures = data.images[..., 0] if depth == 1 else data.images
     stacked = torch.from_numpy(np.stack([pixels(Image.fromarray(picture), chosen.shape) for picture in pictures]))
     store = Store(chosen.shape, [str(i) for i in range(count)], [digest(image) for image in stacked], stacked)
-    train, val = np.flatnonzero(~data.val), np.flatnonzero(data.val)
-    return _assemble(name, chosen, headers, store, train, val, data.labels, data.class_names)
+    files = [Found(str(i), data.class_names[data.labels[i]], held_out=bool(data.val[i])) for i in range(count)]
+    known = Metadata(wanted=kinds).columns(files)
+    return _assemble(name, chosen, headers, store, ~data.val, data.val, known.columns, known.is_labelled)
 
 
 def _assemble(
@@ -103,17 +124,30 @@ def _assemble(
     chosen: Plan,
     headers: Sequence[Header],
     store: Store,
-    train: np.ndarray,
-    val: np.ndarray,
-    labels: np.ndarray | None,
-    class_names: tuple[str, ...],
+    is_train: np.ndarray,
+    is_val: np.ndarray,
+    columns: Mapping[str, Column],
+    is_labelled: bool,
 ) -> ImageDataset:
-    """The data set of the rows `train`, with that of the rows `val` beside it, and one account of both."""
-    train_labels, val_labels = (None if labels is None else labels[rows] for rows in (train, val))
+    """The data set of the rows `is_train`, with that of the rows `is_val` beside it, and one account of both."""
+    train, val = np.flatnonzero(is_train), np.flatnonzero(is_val)
     rows = train.tolist()
-    digests = [store.digests[row] for row in rows]
-    report = account(name, chosen, [headers[row] for row in rows], digests, train_labels, class_names)
+    known, warnings = {}, []
+    for title, column in columns.items():
+        if column.kind in ("image", "mask"):
+            column, more = survey_column(title, column, store.root, headers)
+            warnings += more
+        known[title] = fitted(title, column, store.shape)
+    labels, names = (known["label"].values, known["label"].names) if is_labelled else (None, ())
+    train_labels, val_labels = (
+        None if labels is None else np.array([labels[row] for row in part.tolist()], np.int64) for part in (train, val)
+    )
+    report = account(
+        name, chosen, [headers[row] for row in rows], [store.digests[row] for row in rows], train_labels, names
+    )
     report.found = len(headers)
     report.held_out = len(val)
-    held_out = ImageDataset(store, val, report, val_labels, class_names) if len(val) else None
-    return ImageDataset(store, train, report, train_labels, class_names, held_out)
+    report.warnings += warnings
+    report.columns = {t: column.summary(rows) for t, column in known.items() if t != "label" or not is_labelled}
+    held_out = ImageDataset(store, val, report, val_labels, names, columns=known) if len(val) else None
+    return ImageDataset(store, train, report, train_labels, names, held_out, known)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +30,14 @@ class Batch(NamedTuple):
         indices: int64 [B], of the items in the data set.
         pixels: uint8 [B, C, H, W].
         labels: int64 [B], or None without classes.
+        cond: of each column what is known of the items, lists of B as `ImageDataset.cond` gives them.
     """
 
     step: int
     indices: np.ndarray
     pixels: Tensor
     labels: Tensor | None
+    cond: dict[str, list[Any]]
 
 
 def order(num_items: int, seed: int, first: int, count: int) -> np.ndarray:
@@ -109,15 +111,20 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.start_step = start_step
-        self.ahead = 0 if dataset.in_memory else ahead
+        reads_files = any(column.reads_files for column in dataset.columns.values())
+        self.ahead = ahead if reads_files or not dataset.in_memory else 0
         self.threads = threads
 
     def at(self, step: int) -> Batch:
         """The batch of one step, whatever was read before."""
-        indices = order(len(self.dataset), self.seed, step * self.batch_size, self.batch_size)
+        first = step * self.batch_size
+        indices = order(len(self.dataset), self.seed, first, self.batch_size)
         labels = self.dataset.labels
         chosen = None if labels is None else torch.from_numpy(labels[indices])
-        return Batch(step, indices, self.dataset.batch(indices), chosen)
+        pixels = self.dataset.batch(indices)
+        samples = range(first, first + self.batch_size)
+        choice = np.array([rng.derive(self.seed, "caption", sample) for sample in samples], np.uint64)
+        return Batch(step, indices, pixels, chosen, self.dataset.cond(indices, choice, pixels))
 
     def __iter__(self) -> Generator[Batch, None, None]:
         steps = itertools.count(self.start_step)

@@ -30,6 +30,7 @@ class DataReport:
         skipped: the names of the images that are not used, by reason.
         others: how many files of other types there are, by extension.
         classes: how many training images each class has; empty without classes.
+        columns: what is known of the training images beside their class, in words; empty where nothing is.
         notes: what was understood or left alone.
         warnings: what may spoil a training.
         replaced: files that broke during training, and the reason; others take their place. Filled as it happens,
@@ -49,6 +50,7 @@ class DataReport:
     skipped: dict[str, list[str]] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     replaced: dict[str, str] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class DataReport:
         rows.append(("channels", f"{channels}: {self.channels_why}"))
         if self.classes:
             rows.append(("classes", f"{len(self.classes)}: {_counts(self.classes)}"))
+        rows.extend(("columns", f"{name}: {text}") for name, text in self.columns.items())
         rows.extend(("note", note) for note in self.notes)
         rows.extend(("warning", warning) for warning in self.warnings)
         if self.replaced:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.data import store as stores
+from diff_diffusion.data.columns import Column
 from diff_diffusion.data.folder import Folder, Found
 from diff_diffusion.data.images import Header, ImageFileError, peek, read_image
 from diff_diffusion.data.plan import Plan, plan
@@ -21,6 +22,8 @@ from diff_diffusion.data.store import Store, digest, in_threads
 from diff_diffusion.errors import DataError
 
 MAX_BAD = 0.05
+SAMPLED = 256  # files of a column that are looked into
+SAME_ASPECT = 0.02  # what rounding a side of 50 pixels may do
 
 Progress = Callable[[int, int], None]
 Source = TypeVar("Source")
@@ -80,6 +83,39 @@ def survey(folder: Folder, size: tuple[int, int] | None, channels: int | None, p
     if len(reasons) > MAX_BAD * len(folder.files):
         raise _too_many_bad(folder, reasons)
     return Survey(final, files, tuple(headers[file.name] for file in files), store, _by_reason(folder, reasons))
+
+
+def survey_column(name: str, column: Column, root: Path, headers: Sequence[Header]) -> tuple[Column, list[str]]:
+    """A column of image files with the channels that they have, 1 if all are grey, and what may spoil a training.
+
+    Only SAMPLED of the files are looked into, and only their headers; a file that breaks later reads as missing.
+
+    Args:
+        headers: of the images, one for each value.
+
+    Raises:
+        DataError: none of them can be read.
+    """
+    named = [i for i, value in enumerate(column.values) if value is not None]
+    if not named:
+        return column, []
+    sample = named[:: -(-len(named) // SAMPLED)]
+    results = list(in_threads(lambda i: _attempt(peek, root / column.values[i]), sample))
+    seen = [(headers[i], result) for i, result in zip(sample, results, strict=True) if isinstance(result, Header)]
+    bad = [result for result in results if isinstance(result, ImageFileError)]
+    if not seen:
+        raise DataError(f"column {name!r}: none of its image files can be read, such as {bad[0]}")
+    other = sum(abs(math.log(a.width * b.height / (a.height * b.width))) > SAME_ASPECT for a, b in seen)
+    warnings = []
+    if bad:
+        warnings.append(f"{len(bad)} of {len(sample)} files of the column {name!r} cannot be read, such as {bad[0]}")
+    if other:
+        warnings.append(
+            f"{other} of {len(seen)} files of the column {name!r} have another aspect than their images: both are "
+            "cropped to one shape, and will not lie on each other"
+        )
+    grey = column.kind == "mask" or all(header.grey for _, header in seen)
+    return replace(column, channels=1 if grey else 3), warnings
 
 
 def _headers(folder: Folder) -> tuple[dict[str, Header], dict[str, str]]:
