@@ -6,6 +6,7 @@ from diff_diffusion.guidance.levels import ClassifierFreePP, Interval
 from diff_diffusion.guidance.measurement import DPS, PiGDM
 from diff_diffusion.guidance.moves import Project, Rescale
 from diff_diffusion.guidance.scale import Autoguided, ClassifierFree
+from diff_diffusion.guidance.windows import Windowed
 
 __all__ = [  # noqa: RUF022  (an acronym has its place in the alphabet)
     "Autoguided",
@@ -19,4 +20,5 @@ __all__ = [  # noqa: RUF022  (an acronym has its place in the alphabet)
     "PiGDM",
     "Project",
     "Rescale",
+    "Windowed",
 ]
