@@ -177,7 +177,7 @@ def digits(folder: Path, train_steps: int) -> dict[str, Any]:
         for budget in COARSE:
             count = steps_for(short, budget)
             chosen = Churn(grid.with_steps(count)) if churned else grid.with_steps(count)
-            drawn = model.sample(n, labels=labels, batch_size=512, sampler=short, grid=chosen).round()
+            drawn = model.sample(n, cond=labels, batch_size=512, sampler=short, grid=chosen).round()
             rows.append((budget, frechet(classifier.features(drawn), reference)))
         result["frechet"][name] = rows
         print(name, rows, flush=True)

@@ -51,7 +51,7 @@ def main() -> None:
     scores = score(model, train_split, held_out, classifier)
 
     classes = images.class_names
-    samples = torch.cat([model.sample(SEEDS, labels=name, seed=0) for name in classes])
+    samples = torch.cat([model.sample(SEEDS, cond=name, seed=0) for name in classes])
     write_png(arguments.out / "samples.png", sheet(samples, SEEDS, classes, [f"seed {i}" for i in range(SEEDS)]))
     process_figure(model, arguments.out / "process.png", image=held_out[0], label="3")
     curve_figure(run / "metrics.jsonl", arguments.out / "curve.png")

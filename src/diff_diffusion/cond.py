@@ -1,4 +1,4 @@
-"""What a sample is asked to be: one `Cond` for every kind of condition, known or missing."""
+"""What a sample is asked to be: one `Cond` for every kind of condition, and the `Embedded` that networks read of it."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ class Cond:
     def to(self, device: torch.device | str) -> Cond:
         return Cond({n: v.to(device) for n, v in self.values.items()}, {n: k.to(device) for n, k in self.keep.items()})
 
-    def drop(self, mask: Tensor) -> Cond:
-        """Every condition dropped for the samples where `mask` [B] is true."""
-        return Cond(self.values, {n: k & ~mask.to(k.device) for n, k in self.keep.items()})
+    def drop(self, mask: Tensor, name: str | None = None) -> Cond:
+        """The condition `name`, or every one where None, dropped for the samples where `mask` [B] is true."""
+        dropped = {n: k & ~mask.to(k.device) if name in (None, n) else k for n, k in self.keep.items()}
+        return Cond(self.values, dropped)
 
     def null(self) -> Cond:
         """Every condition dropped for every sample: truly unconditional."""
@@ -54,3 +55,20 @@ class Cond:
             {n: torch.cat([v, other.values[n]]) for n, v in self.values.items()},
             {n: torch.cat([k, other.keep[n]]) for n, k in self.keep.items()},
         )
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a network reads of a batch's conditions at one step. It takes what it has a use for.
+
+    Args:
+        vector: [B, width], what modulates every block.
+        tokens: [B, L, token_width], what blocks attend to.
+        mask: bool [B, L], true where there is a token; None where all are.
+        planes: [B, C, *places], images to see beside x; the denoiser appends them to x as channels.
+    """
+
+    vector: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    planes: Tensor | None = None

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from diff_diffusion.errors import ConfigError, DiffusionError, listed
 
 # The packages whose modules register the built-in parts. A module dropped into one of them is found by being there.
-BUILTIN_PACKAGES = ("core", "networks", "codecs", "samplers", "guidance", "objectives")
+BUILTIN_PACKAGES = ("core", "conditions", "networks", "codecs", "samplers", "guidance", "objectives")
 MAX_DEPTH = 16
 
 T = TypeVar("T")
@@ -96,6 +96,11 @@ def arguments(cls: type) -> dict[str, inspect.Parameter]:
         for name, parameter in inspect.signature(cls).parameters.items()
         if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     }
+
+
+def takes(description: Mapping[str, Any], argument: str) -> bool:
+    """Whether the part that `find` found has an argument of that name."""
+    return argument in arguments(_parts[description["type"]][0])
 
 
 def describe(part: Any) -> Any:

@@ -4,22 +4,82 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.core.gaussian import Gaussian
-from diff_diffusion.errors import IncompatibleError
-from diff_diffusion.presets import RECIPES, recipe
-from diff_diffusion.registry import describe, find
+from diff_diffusion.data.columns import DERIVED, Column
+from diff_diffusion.errors import ConfigError, IncompatibleError, listed
+from diff_diffusion.presets import RECIPES, Recipe, recipe
+from diff_diffusion.registry import build, describe, find, takes
 
 if TYPE_CHECKING:
     from diff_diffusion.data import ImageDataset
 
 CODEC_BATCH = 1024
+CLASSIFIER_DROPOUT = 0.1
+SHRUNK_NOISE = 0.25
+"""How noisy small images are made in training, so that they may be another model's samples."""
 
 
 def describe_for_data(
     data: ImageDataset, preset: str | None = None, network: str = "unet", **options: Any
 ) -> dict[str, Any]:
     """The description of the model that `DiffusionModel.for_data` makes, before any weight exists."""
+    chosen = _recipe(data, preset, **options)
+    channels, height, width = data.shape
+    side = max(height, width)
+    conditions = {
+        name: _condition(data, column, side)
+        for name, column in data.columns.items()
+        if column.kind in DERIVED or any(value is not None for value in column.values)
+    }
+    conditioner = {"type": "conditioner/conditions", "parts": conditions} if conditions else None
+    with torch.device("meta"):
+        made = build(conditioner)
+    planes = made.planes if made is not None else 0
+    # A network whose name says its size, or of which nothing is known here, keeps its own.
+    sizes = {"unet": unet_size, "dit": dit_size}
+    size = sizes[network](side) if network in sizes else {}
+    described = {**find("network", network), "channels": channels + planes, **size}
+    described["cond_width"] = made.width if made is not None else 0
+    if made is not None and made.token_width and takes(described, "token_width"):
+        described["token_width"] = made.token_width
+    if chosen.target.outputs != 1 or planes:
+        described["out_channels"] = channels * chosen.target.outputs
+    return {
+        "type": "model/diffusion",
+        "network": described,
+        "codec": describe(_codec(data)),
+        "recipe": describe(chosen),
+        "conditioner": conditioner,
+    }
+
+
+def describe_classifier(data: ImageDataset, preset: str | None = None, **options: Any) -> dict[str, Any]:
+    """The description of the classifier that `NoisyClassifier.for_data` makes, for the levels of a preset's process."""
+    label = data.columns.get("label")
+    if label is None or label.kind != "class":
+        has = f"; it has {listed(data.columns)}" if data.columns else ""
+        raise ConfigError(
+            f"a classifier needs classes, and {data.name} has none{has}: put each class into a folder of its own, or "
+            "name it in a column 'label' of metadata.csv"
+        )
+    channels, side = data.shape[0], max(data.shape[1:])
+    sizes = {"channels": channels, "num_classes": len(label.names), **unet_size(side), "dropout": CLASSIFIER_DROPOUT}
+    parts = {"label": {"type": "condition/class", "names": list(label.names), "width": 0}}  # told, and not embedded
+    return {
+        "type": "model/classifier",
+        "network": {"type": "classifier/unet_encoder", **sizes},
+        "codec": describe(_codec(data)),
+        "process": describe(_recipe(data, preset, **options).process),
+        "conditioner": {"type": "conditioner/conditions", "parts": parts},
+        "levels": {"type": "levels/uniform"},
+    }
+
+
+def _recipe(data: ImageDataset, preset: str | None, **options: Any) -> Recipe:
+    """The preset's recipe, which images must fit."""
     betas = {"timesteps", "beta_start", "beta_end", "beta_schedule"} & options.keys()
     chosen = recipe(preset or ("ddim" if betas else "rectified_flow"), **options)
     if not isinstance(chosen.process, Gaussian):
@@ -27,26 +87,36 @@ def describe_for_data(
             f"preset {preset!r} is for tokens, and {data.name} holds images: for images use one of "
             f"{', '.join(name for name in RECIPES if isinstance(recipe(name).process, Gaussian))}"
         )
-    channels, height, width = data.shape
-    side = max(height, width)
-    cond_width = 4 * unet_size(side)["width"] if data.class_names else 0
-    codec = Affine.fit(
-        [data.batch(range(i, min(i + CODEC_BATCH, len(data)))) for i in range(0, len(data), CODEC_BATCH)]
-    )
-    conditioner = {"type": "conditioner/classes", "names": list(data.class_names), "width": cond_width}
-    # A network whose name says its size, or of which nothing is known here, keeps its own.
-    sizes = {"unet": unet_size, "dit": dit_size}
-    size = sizes[network](side) if network in sizes else {}
-    described = {**find("network", network), "channels": channels, **size, "cond_width": cond_width}
-    if chosen.target.outputs != 1:
-        described["out_channels"] = channels * chosen.target.outputs
-    return {
-        "type": "model/diffusion",
-        "network": described,
-        "codec": describe(codec),
-        "recipe": describe(chosen),
-        "conditioner": conditioner if data.class_names else None,
-    }
+    return chosen
+
+
+def _codec(data: ImageDataset) -> Affine:
+    """The codec that is fitted to the data."""
+    pieces = [range(i, min(i + CODEC_BATCH, len(data))) for i in range(0, len(data), CODEC_BATCH)]
+    return Affine.fit([data.batch(piece) for piece in pieces])
+
+
+def _condition(data: ImageDataset, column: Column, side: int) -> dict[str, Any]:
+    """The condition that a column of the data is."""
+    width = 4 * unet_size(side)["width"]
+    known = [value for value in column.values if value is not None]
+    if column.kind == "class":
+        return {"type": "condition/class", "names": list(column.names), "width": width}
+    if column.kind == "number":
+        low, high = min(known), max(known)
+        return {"type": "condition/number", "low": low, "high": high if high > low else low + 1.0, "width": width}
+    if column.kind == "vector":
+        numbers = torch.tensor(known, dtype=torch.float64)
+        std = numbers.std(0, correction=0)
+        std = torch.where(std > 0, std, 1.0)
+        return {"type": "condition/vector", "mean": numbers.mean(0).tolist(), "std": std.tolist(), "width": width}
+    if column.kind == "text":
+        from diff_diffusion.conditions.text import describe_text
+
+        return describe_text([caption for captions in known for caption in captions], width)
+    channels = {"grey": 1, "mask": 1, "shrunk": data.shape[0]}.get(column.kind) or column.channels
+    noise = SHRUNK_NOISE if column.kind == "shrunk" else 0.0
+    return {"type": "condition/image", "shape": [channels, *data.shape[1:]], "noise": noise}
 
 
 def unet_size(side: int) -> dict[str, Any]:

@@ -100,4 +100,4 @@ def test_it_trains_and_samples_by_the_same_commands(preset: str, tmp_path: Path)
     )  # fmt: skip
     model = DiffusionModel.load(run)
     assert type(model.network).__name__ == "DiT"
-    assert model.sample(2, labels="3", steps=2).shape == (2, 1, 8, 8)
+    assert model.sample(2, cond="3", steps=2).shape == (2, 1, 8, 8)

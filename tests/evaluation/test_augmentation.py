@@ -44,19 +44,18 @@ TRAIN, HELD_OUT = dataset(0), dataset(1)
 class Drawer:
     """In place of a model: of every four samples one is a copy, one is of the wrong class, two are new."""
 
-    class conditioner:
-        names = ("暗", "bright")
+    class_names = ("暗", "bright")
 
     asked: list[int] = []  # noqa: RUF012
 
-    def sample(self, num: int, labels: str, seed: int, guidance: float | None) -> Tensor:
+    def sample(self, num: int, cond: str, seed: int, guidance: float | None) -> Tensor:
         images = []
         for i in range(seed, seed + num):
             self.asked.append(i)
-            bright = (labels == "bright") != (i % 4 == 1)
+            bright = (cond == "bright") != (i % 4 == 1)
             rng = np.random.default_rng(i)
             image = torch.from_numpy(rng.integers(0, 60, (1, 8, 8)) + 150 * bright).float()
-            images.append(TRAIN.batch([int(labels == "bright")])[0].float() if i % 4 == 0 else image)
+            images.append(TRAIN.batch([int(cond == "bright")])[0].float() if i % 4 == 0 else image)
         return torch.stack(images)
 
 
@@ -90,7 +89,7 @@ def test_the_copy_distance_is_what_real_images_keep() -> None:
 
 def test_it_gives_up_after_enough_tries_and_says_how_many_came() -> None:
     class Useless(Drawer):
-        def sample(self, num: int, labels: str, seed: int, guidance: float | None) -> Tensor:
+        def sample(self, num: int, cond: str, seed: int, guidance: float | None) -> Tensor:
             return torch.zeros(num, 1, 8, 8) + 75.0  # always dark, whatever was asked for
 
     tally, kept = drawn(6, Useless())
@@ -104,8 +103,7 @@ def test_what_cannot_be_augmented_is_refused() -> None:
         drawn(0)
 
     class Other(Drawer):
-        class conditioner:
-            names = ("a", "b")
+        class_names = ("a", "b")
 
     with pytest.raises(DataError, match="classes of the data"):
         drawn(1, Other())
@@ -124,7 +122,7 @@ def test_the_command_writes_a_data_set(tmp_path: Path) -> None:
     files = sorted((tmp_path / "out").rglob("*.png"))
     assert len(files) == sum(tally["kept"].values())
     if files:
-        assert read_recipe(files[0])["label"] == files[0].parent.name
+        assert read_recipe(files[0])["asked"]["label"] == files[0].parent.name
         again = CliRunner().invoke(app, [*arguments, "--json"])
         assert isinstance(again.exception, ConfigError)
         assert "new or empty" in str(again.exception)

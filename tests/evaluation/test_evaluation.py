@@ -150,9 +150,9 @@ def test_a_model_that_returns_the_held_out_images_scores_as_they_do(
     train_split, test = digits
     model, asked = tiny.fresh(train_split), []
 
-    def perfect(self: DiffusionModel, num: int, *, labels: list[int], seed: int, **options: object) -> torch.Tensor:
+    def perfect(self: DiffusionModel, num: int, *, cond: list[int], seed: int, **options: object) -> torch.Tensor:
         asked.append(seed)
-        assert labels == test.labels.tolist()  # type: ignore[union-attr]
+        assert cond == test.labels.tolist()  # type: ignore[union-attr]
         return test.batch(range(num)).float()
 
     monkeypatch.setattr(DiffusionModel, "sample", perfect)
@@ -184,7 +184,7 @@ def test_the_process_is_drawn(classes: int, preset: str, tmp_path: Path) -> None
     model = tiny.fresh(data, preset)
     process_figure(model, tmp_path / "sample.png")
     check_picture(tmp_path / "sample.png")
-    process_figure(model, tmp_path / "image.png", image=data[3], label="class 1" if classes else None, seed=5)
+    process_figure(model, tmp_path / "image.png", image=data[3], cond="class 1" if classes else None, seed=5)
     check_picture(tmp_path / "image.png")
     assert (tmp_path / "image.png").read_bytes() != (tmp_path / "sample.png").read_bytes()
 

@@ -34,7 +34,19 @@ DIT = {"channels": 2, "width": 16, "depth": 1, "heads": 2, "mlp_ratio": 2.0}
 
 EXAMPLES: dict[str, list[Description]] = {
     "codec/affine": [{"shape": [2, 4, 5], "mean": [3.5, 100.25], "std": [1.0, 64.1]}],
-    "conditioner/classes": [{"names": ["chat", "猫"], "width": 6}],
+    "condition/class": [{"names": ["chat", "猫"], "width": 6}],
+    "condition/image": [{"shape": [1, 4, 5]}, {"shape": [3, 4, 5], "noise": 0.3}],
+    "condition/number": [{"low": -2.0, "high": 3.5, "width": 6}],
+    "condition/vector": [{"mean": [0.5, -1.0, 3.0], "std": [1.0, 2.0, 0.25], "width": 6}],
+    "conditioner/conditions": [
+        {"parts": {"label": {"type": "condition/class", "names": ["chat", "猫"], "width": 6}}},
+        {
+            "parts": {
+                "角度": {"type": "condition/number", "low": 0.0, "high": 360.0, "width": 6},
+                "low.res": {"type": "condition/image", "shape": [2, 4, 5]},
+            }
+        },
+    ],
     "grid/churn": [{"grid": {"type": "grid/log_snr"}, "s_churn": 5.0, "s_min": 0.0, "s_max": 1000.0}],
     "grid/karras": [{"rho": 3.0, "sigma_min": 0.01, "sigma_max": 30.0}],
     "grid/log_snr": [{"log_snr_max": 8.0, "log_snr_min": -6.5}],
@@ -55,7 +67,10 @@ EXAMPLES: dict[str, list[Description]] = {
             "network": {"type": "network/unet", **UNET, "cond_width": 6},
             "codec": {"type": "codec/affine", "shape": [2, 4, 5], "mean": [3.5, 100.25], "std": [1.0, 64.1]},
             "recipe": {"type": "recipe/recipe", **RECIPE},
-            "conditioner": {"type": "conditioner/classes", "names": ["chat", "猫"], "width": 6},
+            "conditioner": {
+                "type": "conditioner/conditions",
+                "parts": {"label": {"type": "condition/class", "names": ["chat", "猫"], "width": 6}},
+            },
         }
     ],
     "network/dit": [
@@ -65,9 +80,16 @@ EXAMPLES: dict[str, list[Description]] = {
     ],
     # The paper's sizes are for the meta device (tests/networks/test_dit.py); here each has its patch, and tiny blocks.
     **{f"network/dit_{size}_{patch}": [DIT] for size in ("s", "b", "l", "xl") for patch in (2, 4, 8)},
+    "network/mmdit": [
+        DIT | {"token_width": 5},
+        DIT | {"token_width": 5, "cond_width": 6, "depth": 3},
+        DIT | {"token_width": 3, "cond_width": 6, "depth": 2, "positions": "sincos", "patch": 3, "channels": 3},
+    ],
     "network/unet": [
         UNET,
         UNET | {"cond_width": 6},
+        UNET | {"cond_width": 6, "token_width": 5},
+        UNET | {"multipliers": [1, 1, 2], "attention": [1, 4], "token_width": 3},
         UNET | {"multipliers": [1, 1, 2], "attention": [], "channels": 3, "depth": 2},
     ],
     "measure/huber": [{"delta": 0.3}],

@@ -22,7 +22,7 @@ GROUND = {"_version", "errors", "registry", "rng", "tensors", "cond"}
 ROWS: list[set[str]] = [
     GROUND,
     {"core"},
-    {"networks", "codecs", "samplers", "guidance", "objectives", "data", "storage"},
+    {"conditions", "networks", "codecs", "samplers", "guidance", "objectives", "data", "storage"},
     {"presets", "pictures"},
     {"sizing"},
     {"models"},

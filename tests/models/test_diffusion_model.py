@@ -67,10 +67,10 @@ def test_a_model_is_sized_for_its_data(side: tuple[int, int], channels: int, cla
     data = ImageDataset.from_arrays(torch.from_numpy(noise), labels)
     model = DiffusionModel.for_data(data)
     assert model.codec.data.shape == (channels, *side)
-    assert (model.conditioner.names if model.conditioner else ()) == data.class_names
+    assert model.class_names == data.class_names
     assert len(data.class_names) == classes
 
-    samples = model.sample(2, steps=1, labels=0 if classes else None)
+    samples = model.sample(2, steps=1, cond=0 if classes else None)
     assert samples.shape == (2, channels, *side)
     assert samples.dtype == torch.float32
     assert samples.device.type == "cpu"
@@ -94,7 +94,7 @@ def test_a_model_is_sized_for_its_data(side: tuple[int, int], channels: int, cla
 def test_every_preset_makes_a_model(preset: str, data: ImageDataset) -> None:
     model = tiny.fresh(data, preset)
     assert torch.isfinite(model.loss(data.batch(range(8)), data.labels[:8]).mean)  # type: ignore[index]
-    assert torch.isfinite(model.sample(2, labels=[0, 1])).all()
+    assert torch.isfinite(model.sample(2, cond=[0, 1])).all()
     assert describe(model.recipe.process) == describe(RECIPES[preset]().process)
 
 
@@ -130,7 +130,7 @@ def test_global_random_numbers_are_neither_read_nor_written(data: ImageDataset, 
         model = tiny.fresh(data)
         model.save(tmp_path / "model")
         loaded = DiffusionModel.load(tmp_path / "model")
-        samples = loaded.sample(3, labels=[0, 1, 2], sampler="ddpm")
+        samples = loaded.sample(3, cond=[0, 1, 2], sampler="ddpm")
         return [samples.tolist(), model.loss(data.batch(range(8))).mean.item(), weights(loaded)]
 
     told = []
@@ -165,7 +165,7 @@ def test_a_saved_model_comes_back_bit_for_bit(trained: DiffusionModel, tmp_path:
         assert loaded.fingerprint() == trained.fingerprint()
         assert loaded.facts == trained.facts | {"parameters": trained.num_parameters}
         assert not loaded.training
-        assert torch.equal(loaded.sample(2, labels=1), trained.sample(2, labels=1))
+        assert torch.equal(loaded.sample(2, cond=1), trained.sample(2, cond=1))
     loaded.save(tmp_path / "again")
     for name in ("model.safetensors", "config.json", "facts.json", "README.md"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
@@ -210,8 +210,8 @@ def test_names_in_any_script_come_back(tmp_path: Path) -> None:
     tiny.fresh(data).save(tmp_path / "模型")
     loaded = DiffusionModel.load(tmp_path / "模型")
     assert loaded.conditioner is not None
-    assert loaded.conditioner.names == names_
-    assert loaded.sample(1, labels="猫").shape == (1, 1, 8, 8)
+    assert loaded.class_names == names_
+    assert loaded.sample(1, cond="猫").shape == (1, 1, 8, 8)
 
 
 def test_a_name_that_is_no_unicode_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -266,13 +266,13 @@ def test_sample_i_is_the_same_in_any_batch(
     # Three giant steps of the slope rule extrapolate so far that they blow float32's rounding up to grey values.
     steps = 8 if sampler in ("dpm2", "dpm2_ancestral") else 3
     labels, options = [0, 1, 2, 1, 0, 2, 2, 1], {"sampler": sampler, "guidance": guidance, "steps": steps}
-    whole = trained.sample(8, labels=labels, seed=40, batch_size=8, **options)
-    assert torch.equal(trained.sample(8, labels=labels, seed=40, batch_size=8, **options), whole)
-    assert nearly_the_same(trained.sample(8, labels=labels, seed=40, batch_size=3, **options), whole)
-    assert nearly_the_same(trained.sample(8, labels=labels, seed=40, batch_size=1, **options), whole)
-    assert nearly_the_same(trained.sample(1, labels=labels[5], seed=45, **options), whole[5:6])
+    whole = trained.sample(8, cond=labels, seed=40, batch_size=8, **options)
+    assert torch.equal(trained.sample(8, cond=labels, seed=40, batch_size=8, **options), whole)
+    assert nearly_the_same(trained.sample(8, cond=labels, seed=40, batch_size=3, **options), whole)
+    assert nearly_the_same(trained.sample(8, cond=labels, seed=40, batch_size=1, **options), whole)
+    assert nearly_the_same(trained.sample(1, cond=labels[5], seed=45, **options), whole[5:6])
     assert len({tuple(sample.flatten().tolist()) for sample in pixels(whole)}) == 8
-    assert not torch.equal(trained.sample(8, labels=labels, seed=41, **options), whole)
+    assert not torch.equal(trained.sample(8, cond=labels, seed=41, **options), whole)
     assert torch.isfinite(whole).all()
 
 
@@ -286,13 +286,13 @@ def test_another_process_draws_the_same_bytes(trained: DiffusionModel, tmp_path:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_step_is_enough_to_sample(sampler: str, trained: DiffusionModel) -> None:
-    samples = trained.sample(2, labels=0, steps=1, sampler=sampler)
+    samples = trained.sample(2, cond=0, steps=1, sampler=sampler)
     assert torch.isfinite(samples).all()
     assert samples.std() > 1
 
 
 def test_labels_can_be_said_in_many_ways(trained: DiffusionModel) -> None:
-    expected = trained.sample(3, labels=[1, 1, 1])
+    expected = trained.sample(3, cond=[1, 1, 1])
     for labels in (
         1,
         "class 1",
@@ -302,25 +302,25 @@ def test_labels_can_be_said_in_many_ways(trained: DiffusionModel) -> None:
         np.ones(3, int),
         torch.ones(3).long(),
     ):
-        assert torch.equal(trained.sample(3, labels=labels), expected)
-    assert not torch.equal(trained.sample(3, labels=2), expected)
-    mixed = trained.sample(3, labels=["class 1", None, 1])
+        assert torch.equal(trained.sample(3, cond=labels), expected)
+    assert not torch.equal(trained.sample(3, cond=2), expected)
+    mixed = trained.sample(3, cond=["class 1", None, 1])
     assert nearly_the_same(mixed[[0, 2]], expected[[0, 2]])
     assert nearly_the_same(mixed[1:2], trained.sample(3)[1:2])
 
 
 def test_guidance_1_is_none_and_0_is_unconditional(trained: DiffusionModel) -> None:
-    given = trained.sample(4, labels=2)
-    assert torch.equal(trained.sample(4, labels=2, guidance=1.0), given)
-    assert nearly_the_same(trained.sample(4, labels=2, guidance=0.0), trained.sample(4))
-    assert not torch.equal(trained.sample(4, labels=2, guidance=3.0), given)
+    given = trained.sample(4, cond=2)
+    assert torch.equal(trained.sample(4, cond=2, guidance=1.0), given)
+    assert nearly_the_same(trained.sample(4, cond=2, guidance=0.0), trained.sample(4))
+    assert not torch.equal(trained.sample(4, cond=2, guidance=3.0), given)
 
 
 def test_a_grid_and_a_sampler_can_be_given_as_parts(trained: DiffusionModel) -> None:
     heun = build({"type": "sampler/heun"})
-    expected = trained.sample(2, labels=0, sampler="heun", grid=Uniform(5))
-    assert torch.equal(trained.sample(2, labels=0, sampler=heun, grid=Uniform(50), steps=5), expected)
-    assert not torch.equal(trained.sample(2, labels=0, sampler=heun), expected)
+    expected = trained.sample(2, cond=0, sampler="heun", grid=Uniform(5))
+    assert torch.equal(trained.sample(2, cond=0, sampler=heun, grid=Uniform(50), steps=5), expected)
+    assert not torch.equal(trained.sample(2, cond=0, sampler=heun), expected)
 
 
 def test_a_grid_can_be_named(trained: DiffusionModel) -> None:
@@ -329,17 +329,17 @@ def test_a_grid_can_be_named(trained: DiffusionModel) -> None:
     for name in names("grid"):
         if name in ("quantile", "truncate"):  # these say more than a name
             with pytest.raises(ConfigError, match=f"grid/{name} needs"):
-                trained.sample(1, labels=0, grid=name)
+                trained.sample(1, cond=0, grid=name)
             continue
         if name == "restart":  # the tiny model's own 2 steps are too few for it
             with pytest.raises(ConfigError, match=f"at least 3 steps.*not {own}"):
-                trained.sample(1, labels=0, grid=name)
+                trained.sample(1, cond=0, grid=name)
         else:
             assert trained.chosen_grid(name).num_steps == own
         chosen = trained.chosen_grid(name, 6)
         assert chosen == build({"type": f"grid/{name}"}).with_steps(6)
-        samples = trained.sample(2, labels=0, sampler="heun", grid=name, steps=6)
-        assert torch.equal(samples, trained.sample(2, labels=0, sampler="heun", grid=chosen))
+        samples = trained.sample(2, cond=0, sampler="heun", grid=name, steps=6)
+        assert torch.equal(samples, trained.sample(2, cond=0, sampler="heun", grid=chosen))
         assert torch.isfinite(samples).all()
 
 
@@ -362,7 +362,7 @@ def test_a_model_whose_own_grid_is_made_from_a_grid(data: ImageDataset, tmp_path
     model.save(tmp_path / "model")
     assert "grid/churn, 5 steps" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert DiffusionModel.load(tmp_path / "model").recipe.grid == model.recipe.grid
-    assert model.sample(1, labels=0, steps=3).shape == (1, 1, 8, 8)
+    assert model.sample(1, cond=0, steps=3).shape == (1, 1, 8, 8)
     assert model.chosen_grid(steps=3).num_steps == 3
 
 
@@ -370,7 +370,7 @@ def test_sampling_leaves_the_model_as_it_was(trained: DiffusionModel, data: Imag
     model = tiny.fresh(data, dropout=0.5).train()
     model.load_state_dict(trained.state_dict())
     before = weights(model)
-    assert torch.equal(model.sample(2, labels=0), trained.sample(2, labels=0))  # no dropout
+    assert torch.equal(model.sample(2, cond=0), trained.sample(2, cond=0))  # no dropout
     assert model.training
     assert weights(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -379,14 +379,14 @@ def test_sampling_leaves_the_model_as_it_was(trained: DiffusionModel, data: Imag
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"labels": "dog"}, "unknown label 'dog': this model knows class 0, class 1, class 2"),
-        ({"labels": 3}, "unknown label 3: this model knows class 0"),
-        ({"labels": -1}, "unknown label -1"),
-        ({"labels": [0]}, "2 samples need one label or 2 of them, not 1"),
-        ({"labels": []}, "2 samples need one label or 2 of them, not 0"),
+        ({"cond": "dog"}, "unknown label 'dog': this model knows class 0, class 1, class 2"),
+        ({"cond": 3}, "unknown label 3: this model knows class 0"),
+        ({"cond": -1}, "unknown label -1"),
+        ({"cond": [0]}, "2 samples need one label or 2 of them, not 1"),
+        ({"cond": []}, "2 samples need one label or 2 of them, not 0"),
         ({"guidance": 2.0}, "without a condition|needs a condition|without labels"),
-        ({"labels": 0, "guidance": float("nan")}, "finite number, not nan"),
-        ({"labels": 0, "guidance": float("inf")}, "finite number, not inf"),
+        ({"cond": 0, "guidance": float("nan")}, "finite number, not nan"),
+        ({"cond": 0, "guidance": float("inf")}, "finite number, not inf"),
         ({"sampler": "rk45"}, "unknown sampler 'rk45'|rk45.*(heun|ddim)"),
         ({"grid": "karas"}, "unknown grid 'karas': did you mean 'karras'.*log_snr"),
         ({"grid": "trailing", "steps": 1001}, "trailing spacing takes its 1001 steps from a chain at least as long"),
@@ -407,7 +407,7 @@ def test_what_cannot_be_sampled_is_one_line(options: dict[str, Any], said: str, 
 
 def test_a_model_without_labels_takes_none(unconditional: DiffusionModel) -> None:
     with pytest.raises(ConfigError, match="this model is unconditional"):
-        unconditional.sample(2, labels=0)
+        unconditional.sample(2, cond=0)
     with pytest.raises(ConfigError, match="this model is unconditional"):
         unconditional.loss(torch.zeros(2, 1, 8, 8), [0, 1])
     with pytest.raises(ConfigError, match="guidance 2 needs a conditional model"):
@@ -420,8 +420,8 @@ def test_guidance_needs_a_model_trained_with_dropped_conditions(data: ImageDatas
     described["recipe"]["objective"]["cond_drop"] = 0.0
     model = DiffusionModel.from_description(described)
     with pytest.raises(ConfigError, match=r"cond_drop = 0: use guidance 1, or train with objective.cond_drop = 0.1"):
-        model.sample(2, labels=0, guidance=2.0)
-    assert model.sample(2, labels=0, guidance=1.0).shape == (2, 1, 8, 8)
+        model.sample(2, cond=0, guidance=2.0)
+    assert model.sample(2, cond=0, guidance=1.0).shape == (2, 1, 8, 8)
 
 
 # ---- asked for its loss ----------------------------------------------------------------------------------------------
@@ -450,7 +450,7 @@ def test_the_loss_draws_fresh_noise_of_its_own(data: ImageDataset) -> None:
 def test_a_batch_that_does_not_fit_is_said(trained: DiffusionModel) -> None:
     with pytest.raises(IncompatibleError, match=r"samples are \[1, 8, 8\], not \[3, 8, 8\]"):
         trained.loss(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(ConfigError, match="2 samples need 2 labels, not 3"):
+    with pytest.raises(ConfigError, match="2 samples need one label or 2 of them, not 3"):
         trained.loss(torch.zeros(2, 1, 8, 8), [0, 1, 2])
     with pytest.raises(ConfigError, match="unknown label 7"):
         trained.loss(torch.zeros(2, 1, 8, 8), [0, 7])

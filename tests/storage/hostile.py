@@ -46,7 +46,14 @@ PLACES = (
         f"network.{name}"
         for name in ("width", "multipliers", "depth", "attention", "channels", "cond_width", "dropout")
     ),
-    *("network.head_width", "conditioner.names", "conditioner.width", "recipe.process", "recipe.process.time_map"),
+    *(
+        "network.head_width",
+        "conditioner.parts",
+        "conditioner.parts.label.names",
+        "conditioner.parts.label.width",
+        "recipe.process",
+        "recipe.process.time_map",
+    ),
     *("recipe.process.scaling", "recipe.target", "recipe.target.row", "recipe.sampler", "recipe.grid"),
     *("recipe.grid.num_steps", "recipe.guidance", "recipe.objective", "recipe.objective.levels"),
 )
@@ -60,10 +67,10 @@ CASES: list[tuple[str, Any]] = [
     ("codec.shape", [1 << 40, 8, 8]),
     ("codec.mean", [0.0] * 1_000_000),
     ("codec.std", [-1.0]),
-    ("conditioner.width", 1 << 40),
-    ("conditioner.names", ["same"] * 3),
-    ("conditioner.names", [str(i) for i in range(1_000_001)]),
-    ("conditioner.names", [str(i) for i in range(200_000)]),
+    ("conditioner.parts.label.width", 1 << 40),
+    ("conditioner.parts.label.names", ["same"] * 3),
+    ("conditioner.parts.label.names", [str(i) for i in range(1_000_001)]),
+    ("conditioner.parts.label.names", [str(i) for i in range(200_000)]),
     ("recipe.process.time_map", {"type": "time_map/tabulated_betas", "betas": [0.5] * 1_000_001}),
     ("recipe.process.time_map", {"type": "time_map/tabulated_betas", "betas": ["x"]}),
     ("recipe.process.time_map", {"type": "time_map/linear_beta", "timesteps": 1e308}),

@@ -51,9 +51,9 @@ def test_a_forged_folder_is_refused_from_disk(tmp_path: Path) -> None:
         ),
         ("network.width", 16, "weights do not fit the described network: .* is "),
         ("network", {"type": "network/unet", **hostile.HUGE, "cond_width": 8}, "weights do not fit"),
-        ("conditioner", None, "unknown denoiser.conditioner.table.weight|takes an embedded condition"),
+        ("conditioner", None, "unknown denoiser.conditioner.each.0.table.weight|takes an embedded condition"),
         ("recipe.process.time_map", hostile.nested(100, hostile.FLOW), "nested deeper than 16"),
-        ("", {"type": "time_map/flow"}, "describes no model"),
+        ("", {"type": "time_map/flow"}, "describes a Flow, and a DiffusionModel is needed"),
     ]:
         hostile.forge(model, tmp_path / "forged", place, value)
         with pytest.raises(CheckpointError, match=said):

@@ -128,7 +128,9 @@ def test_a_run_that_stays_not_finite_stops_at_its_last_good_state(tmp_path: Path
     assert next(train(tiny.fresh(data), data, tmp_path, settings)).step == 3 + MAX_SKIPS + 1
 
 
-@pytest.mark.parametrize("place", ["denoiser.network.enter", "denoiser.network.leave", "denoiser.conditioner.table"])
+@pytest.mark.parametrize(
+    "place", ["denoiser.network.enter", "denoiser.network.leave", "denoiser.conditioner.each.0.table"]
+)
 def test_the_module_is_named(place: str) -> None:
     data = tiny.images()
     model = tiny.fresh(data)
@@ -208,7 +210,7 @@ def forged(model: DiffusionModel, folder: Path) -> Path:
 
 def test_samples_that_are_not_finite_are_an_error(broken: DiffusionModel, tmp_path: Path) -> None:
     with pytest.raises(DiffusionError, match="3 of 3 samples hold values that are not finite"):
-        broken.sample(3, labels=0)
+        broken.sample(3, cond=0)
     model = forged(broken, tmp_path / "model")
     process = tiny.child(
         tiny.command, ["sample", str(model), "-n", "2", "--out", str(tmp_path / "out")], tmp_path / "log"

@@ -54,7 +54,7 @@ def test_it_learns_and_a_resumed_run_ends_with_the_same_bytes(name: str, tmp_pat
     stored = DiffusionModel.load(tmp_path / "whole", weights="raw").learns.state_dict()
     assert stored.keys() == before.keys()
     assert any(not torch.equal(stored[key], before[key]) for key in before)
-    assert DiffusionModel.load(tmp_path / "whole").sample(2, labels=0).isfinite().all()
+    assert DiffusionModel.load(tmp_path / "whole").sample(2, cond=0).isfinite().all()
 
 
 def test_a_learned_map_is_refused_where_it_would_change_the_loss() -> None:

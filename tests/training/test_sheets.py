@@ -10,8 +10,9 @@ import tiny
 from torch import Tensor
 
 from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models.diffusion import SHEET_STEPS
 from diff_diffusion.training.ema import Ema
-from diff_diffusion.training.monitor import SHEET_STEPS, write_sheets
+from diff_diffusion.training.monitor import write_sheets
 
 
 def test_a_chain_of_a_thousand_is_walked_in_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +26,6 @@ def test_a_chain_of_a_thousand_is_walked_in_few_steps(tmp_path: Path, monkeypatc
         return sample(self, num, **options | {"steps": 2})
 
     monkeypatch.setattr(DiffusionModel, "sample", watched)
-    write_sheets(model, Ema(model), tmp_path, 7)
+    write_sheets(model, Ema(model), tiny.images(), tmp_path, 7)
     assert walked == [SHEET_STEPS, SHEET_STEPS]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000007-ema.png", "step-00000007-raw.png"]

@@ -43,7 +43,7 @@ def description(data: ImageDataset, preset: str | None = None, **network: Any) -
     width = 8 if data.class_names else 0
     model["network"] |= {"width": 8, "multipliers": [1, 2], "depth": 1, "attention": [], "cond_width": width, **network}
     if model["conditioner"]:
-        model["conditioner"]["width"] = width
+        model["conditioner"]["parts"]["label"]["width"] = width
     model["recipe"]["grid"]["num_steps"] = 2
     return model
 
@@ -162,7 +162,7 @@ def train_and_show(out: Path, board: Path, changes: dict[str, Any]) -> None:
 def sample_hashes(folder: Path, report: Path, samplers: Sequence[str]) -> dict[str, str]:
     """A hash of what each sampler draws from the model in a folder; in a file, for another process."""
     model = DiffusionModel.load(folder)
-    drawn = {name: model.sample(4, labels=[0, 1, 2, 0], seed=9, steps=4, sampler=name) for name in samplers}
+    drawn = {name: model.sample(4, cond=[0, 1, 2, 0], seed=9, steps=4, sampler=name) for name in samplers}
     hashes = {name: hashlib.sha256(samples.numpy().tobytes()).hexdigest() for name, samples in drawn.items()}
     report.write_text(json.dumps(hashes))
     return hashes

@@ -44,6 +44,10 @@ Sampler = Annotated[str | None, typer.Option(help="ddim, ddpm, heun, dpmpp_2m, �
 Grid = Annotated[
     str | None, typer.Option(help="log_snr, karras, trailing, churn, restart, … The model's own if left out.")
 ]
+Conds = Annotated[
+    list[str] | None,
+    typer.Option("--cond", metavar="NAME=VALUE", help="Any condition by name: age=30, pos=0.1,0.9, low=small.png."),
+]
 Guidance = Annotated[
     float | None, typer.Option(help="Classifier-free guidance: 1 is none, 0 unconditional, above 1 stronger.")
 ]
@@ -114,12 +118,35 @@ def sample(
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("samples"),
     label: Annotated[
         list[str] | None,
-        typer.Option(help="What to draw; may be repeated. All classes in turn if left out; `none`: unconditional."),
+        typer.Option(help="A class to draw; may be repeated. All classes in turn if left out; `none`: unconditional."),
     ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A caption to draw, of a model trained on captions; may be repeated.")
+    ] = None,
+    cond: Conds = None,
     steps: Steps = None,
     sampler: Sampler = None,
     grid: Grid = None,
     guidance: Guidance = None,
+    negative: Annotated[
+        str | None, typer.Option(help="A caption or class to move away from, by --guidance above 1.")
+    ] = None,
+    guidance_how: Annotated[
+        str | None,
+        typer.Option(help="plain; rescale or apg, which hold back what a large scale spoils; cfgpp, for ddim."),
+    ] = None,
+    guidance_interval: Annotated[
+        str | None, typer.Option(metavar="LOW:HIGH", help="Guide between these times only; 0 is data, 1 noise.")
+    ] = None,
+    dynamic: Annotated[
+        float | None, typer.Option(help="Dynamic thresholding: this quantile of x̂_0 is brought into range, 0.995 say.")
+    ] = None,
+    autoguide: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Guide away from this smaller or earlier model.")
+    ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Guide by this classifier, made by `train --classifier`.")
+    ] = None,
     seed: Seed = 0,
     weights: Weights = "ema",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at once; it does not change them.")] = 64,
@@ -127,14 +154,35 @@ def sample(
 ) -> None:
     """Draw samples from a trained model: PNGs and a sheet. Needs no data.
 
-    Every PNG carries its seed, label, sampler, grid and the model's fingerprint, so that `repro FILE` can make it
-    again.
+    Every PNG carries its seed, what was asked, sampler, grid, guidance and the model's fingerprint, so that
+    `repro FILE` can make it again.
 
       diff-diffusion sample runs/digits -n 8 --label 3 --guidance 1.5 --out threes
+
+      diff-diffusion sample runs/emoji -n 4 --prompt "red heart" --prompt 红心 --guidance 3 --negative 黑色
+
+      diff-diffusion sample runs/plain -n 8 --classifier runs/judge --label 3 --guidance 2
     """
+    from diff_diffusion.cli.guiding import request
     from diff_diffusion.cli.sample import run as draw
 
-    draw(run, num, out, label or [], steps, sampler, grid, guidance, seed, weights, batch_size, as_json)
+    asked = request(guidance, negative, guidance_how, guidance_interval, dynamic, autoguide, classifier)
+    draw(
+        run,
+        num,
+        out,
+        label or [],
+        prompt or [],
+        cond or [],
+        steps,
+        sampler,
+        grid,
+        asked,
+        seed,
+        weights,
+        batch_size,
+        as_json,
+    )
 
 
 @app.command()
@@ -239,13 +287,14 @@ def explain(
     run: Run,
     out: Annotated[Path | None, typer.Option(help="The picture; RUN/process.png if left out.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image to noise; a sample of the model if left out.")] = None,
-    label: Annotated[str | None, typer.Option(help="What to draw in the reverse process.")] = None,
+    label: Annotated[str | None, typer.Option(help="A class to draw in the reverse process.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A caption to draw in the reverse process.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Draw the process: an image's forward noising, a sample's reverse denoising, and the guess x̂_0 along the way."""
     from diff_diffusion.cli.look import explain as look
 
-    look(run, out, image, label, seed)
+    look(run, out, image, label, prompt, seed)
 
 
 @app.command()

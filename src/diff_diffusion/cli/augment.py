@@ -35,11 +35,15 @@ def run(
     tally, drawn = augment(
         model, train, held_out, judge, per_class, guidance=guidance, seed=seed, progress=count_progress("augmenting")
     )
-    about = recipe_of(model, folder, weights, None, model.recipe.grid, guidance)
+    about = recipe_of(model, folder, weights, None, model.recipe.grid, {"scale": model.guidance_scale(guidance)})
     for one in drawn:
         home = out / one.label
         home.mkdir(parents=True, exist_ok=True)
-        write_png(home / f"seed{one.seed}.png", to_image(one.image), about | {"seed": one.seed, "label": one.label})
+        write_png(
+            home / f"seed{one.seed}.png",
+            to_image(one.image),
+            about | {"seed": one.seed, "asked": {"label": one.label, "prompt": None, "cond": []}},
+        )
     short = {label: count for label, count in tally.kept.items() if count < per_class}
     if as_json:
         typer.echo(json.dumps({"out": str(out), **asdict(tally)}, ensure_ascii=False))

@@ -16,6 +16,7 @@ import torch
 import typer
 
 from diff_diffusion import __version__
+from diff_diffusion.cli.asked import asked
 from diff_diffusion.cli.config import parse_size
 from diff_diffusion.cli.console import count_progress
 from diff_diffusion.cli.sample import load
@@ -45,8 +46,6 @@ def info(run: Path, as_json: bool) -> None:
         return
     for line in chosen(model):
         typer.echo(line)
-    if model.conditioner is not None:
-        typer.echo(f"labels: {', '.join(model.conditioner.names)}")
     typer.echo(f"fingerprint: {model.fingerprint()}")
     rows(model.facts)
 
@@ -58,7 +57,7 @@ def rows(table: Mapping[str, Any]) -> None:
         typer.echo(f"{key:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")
 
 
-def explain(run: Path, out: Path | None, image: Path | None, label: str | None, seed: int) -> None:
+def explain(run: Path, out: Path | None, image: Path | None, label: str | None, prompt: str | None, seed: int) -> None:
     from diff_diffusion.evaluation.figures import process_figure
 
     if out is not None and out.is_dir():
@@ -69,7 +68,7 @@ def explain(run: Path, out: Path | None, image: Path | None, label: str | None, 
         channels, height, width = model.codec.data.shape
         picture = torch.from_numpy(read_image(image, (channels, height, width)))
     target = out or run / "process.png"
-    process_figure(model, target, image=picture, label=label, seed=seed)
+    process_figure(model, target, image=picture, cond=asked(model, label, prompt, []), seed=seed)
     typer.echo(f"{target}: forward noising above, reverse denoising and the guess x̂_0 below")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import typer
 from PIL import Image
 
 from diff_diffusion import __version__
+from diff_diffusion.cli.asked import asked
 from diff_diffusion.cli.console import count_progress
+from diff_diffusion.cli.guiding import guidance_of, recorded
 from diff_diffusion.errors import CheckpointError, ConfigError, DataError, listed
-from diff_diffusion.models import DiffusionModel, sampler_named
+from diff_diffusion.models import DiffusionModel, Guidance, Model, sampler_named
 from diff_diffusion.pictures import read_recipe, sheet, to_array, to_image, write_png
 from diff_diffusion.registry import build, describe
 from diff_diffusion.samplers.grid import Grid
 from diff_diffusion.training.runtime import choose_device
 
-NONE = "none"
 MAX_COLUMNS = 16
 
 
@@ -31,21 +33,34 @@ def load(run: Path, weights: str) -> DiffusionModel:
     return DiffusionModel.load(run, weights).to(choose_device())
 
 
-def chosen_labels(model: DiffusionModel, asked: list[str], num: int) -> list[str | None] | None:
-    """A label per sample: those asked for in turn, else all classes in turn; None when nothing is conditional."""
-    if model.conditioner is None:
-        if asked and asked != [NONE]:
-            raise ConfigError(f"--label {asked[0]}: this model was trained without labels, so it takes none")
-        return None
-    known: list[str | None] = [*asked] if asked else [*model.conditioner.names]
-    known = [None if label == NONE and NONE not in model.conditioner.names else label for label in known]
-    return [known[i % len(known)] for i in range(num)]
+def wishes(knows: Model, labels: list[str], prompts: list[str], conds: list[str], num: int) -> list[dict[str, Any]]:
+    """What each sample is asked to be, in the words of the command line: labels and prompts in turn.
+
+    All classes in turn where nothing is said.
+    """
+    if not (labels or prompts or conds):
+        labels = list(knows.class_names)
+    return [
+        {
+            "label": labels[i % len(labels)] if labels else None,
+            "prompt": prompts[i % len(prompts)] if prompts else None,
+            "cond": conds,
+        }
+        for i in range(num)
+    ]
+
+
+def together(knows: Model, wishes: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]] | None:
+    """The wishes as lists for each condition; None when nothing is asked."""
+    each = [asked(knows, wish["label"], wish["prompt"], wish["cond"]) or {} for wish in wishes]
+    names = dict.fromkeys(name for one in each for name in one)
+    return {name: [one.get(name) for one in each] for name in names} or None
 
 
 def recipe_of(
-    model: DiffusionModel, folder: Path, weights: str, sampler: str | None, times: Grid, guidance: float | None
+    model: DiffusionModel, folder: Path, weights: str, sampler: str | None, times: Grid, guidance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a picture says of how it was sampled, but for its seed and label: what `repro` reads."""
+    """What a picture says of how it was sampled, but for its seed and what it was asked to be: what `repro` reads."""
     return {
         "version": __version__,
         "run": str(folder),
@@ -54,7 +69,7 @@ def recipe_of(
         "sampler": describe(sampler_named(sampler) if sampler else model.recipe.sampler),
         "grid": describe(times),
         "steps": times.num_steps,
-        "guidance": model.recipe.guidance if guidance is None else guidance,
+        "guidance": guidance,
     }
 
 
@@ -62,11 +77,13 @@ def run(
     folder: Path,
     num: int,
     out: Path,
-    asked: list[str],
+    labels: list[str],
+    prompts: list[str],
+    conds: list[str],
     steps: int | None,
     sampler: str | None,
     grid: str | None,
-    guidance: float | None,
+    guidance: dict[str, Any],
     seed: int,
     weights: str,
     batch_size: int,
@@ -75,53 +92,58 @@ def run(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must be a folder, new or not")
     model = load(folder, weights)
-    labels = chosen_labels(model, asked, num)
+    guided = guidance_of(model, guidance)
+    wished = wishes(guided.classifier or model, labels, prompts, conds, num)
+    cond = together(guided.classifier or model, wished)  # what is unknown fails before any work
+    if not guidance and cond is None:
+        guided = Guidance()
     times = model.chosen_grid(grid, steps)
-    recipe = recipe_of(model, folder, weights, sampler, times, guidance)
-    model.encode(labels, num)  # a label that is unknown fails before any work
+    recipe = recipe_of(model, folder, weights, sampler, times, recorded(guidance, guided))
+    model.plan(sampler=sampler, grid=times, guidance=guided, conditional=cond is not None)
     out.mkdir(parents=True, exist_ok=True)
     show, pieces, files = count_progress("sampling"), [], []
     for first in range(0, num, batch_size):
-        count = min(batch_size, num - first)
-        some = labels[first : first + count] if labels is not None else None
+        part = slice(first, min(first + batch_size, num))
         piece = model.sample(
-            count,
-            labels=some,
+            part.stop - part.start,
+            cond={name: values[part] for name, values in cond.items()} if cond else None,
             seed=seed + first,
             sampler=sampler,
             grid=times,
-            guidance=guidance,
+            guidance=guided,
             batch_size=batch_size,
         )
         for i, sample in enumerate(piece, start=first):
-            label = labels[i] if labels is not None else None
-            file = out / f"{i:05d}{_slug(label)}-seed{seed + i}.png"
-            write_png(file, to_image(sample), recipe | {"seed": seed + i, "label": label})
+            file = out / f"{i:05d}{_slug(wished[i])}-seed{seed + i}.png"
+            write_png(file, to_image(sample), recipe | {"seed": seed + i, "asked": wished[i]})
             files.append(str(file))
         pieces.append(piece)
-        show(first + count, num)
-    together = out / "grid.png"
-    # Samples come in the order of their labels, so a column a label lines them up.
-    heads = [str(label) for label in dict.fromkeys(labels)] if labels is not None else []
+        show(part.stop, num)
+    grid_file = out / "grid.png"
+    # Samples come in the order of what they were asked to be, so a column for each lines them up.
+    heads = list(dict.fromkeys(said for said in map(_said, wished) if said))
     if not 1 < len(heads) <= min(num, MAX_COLUMNS):
         heads = []
     columns = len(heads) or math.ceil(math.sqrt(num))
-    write_png(together, sheet(torch.cat(pieces), columns, heads=heads), recipe | {"seed": seed, "labels": labels})
-    older = sorted(path.name for path in out.glob("*.png") if str(path) not in {*files, str(together)})
+    write_png(grid_file, sheet(torch.cat(pieces), columns, heads=heads), recipe | {"seed": seed, "sheet of": num})
+    older = sorted(path.name for path in out.glob("*.png") if str(path) not in {*files, str(grid_file)})
     if as_json:
-        typer.echo(json.dumps({"files": files, "sheet": str(together), **recipe}, ensure_ascii=False))
+        typer.echo(json.dumps({"files": files, "sheet": str(grid_file), **recipe}, ensure_ascii=False))
     else:
-        typer.echo(f"{num} samples in {out}, together in {together}")
+        typer.echo(f"{num} samples in {out}, together in {grid_file}")
         if older:
             typer.echo(f"{len(older)} other pictures were there before and were left alone: {listed(older, 3)}")
 
 
-def _slug(label: str | None) -> str:
-    """A label as part of a file name: letters and digits of any script, the rest as underscores."""
-    if label is None:
-        return ""
-    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in unicodedata.normalize("NFC", label))
-    return f"-{kept[:40]}"
+def _said(wish: Mapping[str, Any]) -> str:
+    """What was asked in words, or ""."""
+    return " ".join(said for said in (wish["label"], wish["prompt"], *wish["cond"]) if said)
+
+
+def _slug(wish: Mapping[str, Any]) -> str:
+    """What was asked as part of a file name: letters and digits of any script, the rest as underscores."""
+    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in unicodedata.normalize("NFC", _said(wish)))
+    return f"-{kept[:40]}" if kept else ""
 
 
 def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
@@ -131,7 +153,7 @@ def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
             f"{file} is an edited picture, which repro does not make again; run `edit` with the settings it holds, "
             f"beginning with --image {recipe['image']} --seed {recipe['seed']}"
         )
-    if "labels" in recipe:
+    if "sheet of" in recipe:
         raise DataError(f"{file} is a sheet of several samples; repro makes one of the pictures beside it again")
     try:
         home = folder or Path(recipe["run"])
@@ -146,13 +168,14 @@ def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
                 f"{home} holds another model (fingerprint {found}) than the one that made {file.name} "
                 f"({recipe['model']}): it was trained further or replaced; name the right folder with --run"
             )
+        guided = guidance_of(model, recipe["guidance"])
         sample = model.sample(
             1,
-            labels=[recipe["label"]] if model.conditioner is not None else None,
+            cond=together(guided.classifier or model, [recipe["asked"]]),
             seed=recipe["seed"],
             sampler=build(recipe["sampler"]),
             grid=build(recipe["grid"]),
-            guidance=recipe["guidance"],
+            guidance=guided,
         )[0]
     except (KeyError, TypeError) as error:
         raise DataError(f"the recipe in {file} is damaged: {error}") from error

@@ -107,10 +107,10 @@ def chosen(model: DiffusionModel) -> list[str]:
     learned = " and its variance" if isinstance(recipe.target, LearnedVariance) else ""
     target: Any = recipe.target.target if isinstance(recipe.target, LearnedVariance) else recipe.target
     shape = " × ".join(map(str, model.codec.data.shape))
-    classes = f", {len(model.conditioner.names)} classes" if model.conditioner else ", no classes"
     steps = recipe.grid.num_steps
     return [
-        f"model: {type(network).__name__}, {model.num_parameters / 1e6:.2f} M parameters, for {shape}{classes}",
+        f"model: {type(network).__name__}, {model.num_parameters / 1e6:.2f} M parameters, for {shape}",
+        *(f"asked for {line}" for line in (model.conditioner.summary() if model.conditioner else ["nothing"])),
         f"process: {type(process.time_map).__name__}, scaling {process.scaling}; target {target.row}{learned}",
         f"sampler: {type(recipe.sampler).__name__} on {type(recipe.grid).__name__}, {steps} steps",
     ]

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from diff_diffusion.cond import Cond
+from diff_diffusion.cond import Cond, Embedded
 from diff_diffusion.core.posterior import Posterior
 from diff_diffusion.core.process import Corrupted, Error, Process
 from diff_diffusion.core.targets import Target
@@ -32,31 +32,35 @@ class Denoiser(ABC):
 
 
 class Conditioner(nn.Module):
-    """Says a condition as an embedding, at each step. What it is made of is the networks' business."""
+    """Says conditions as what networks read, at each step. What it is made of is no business of the theory."""
 
     width: int
-    """The embedding's size."""
+    """Of the embedded vector; 0 for none."""
+    token_width: int
+    """Of the embedded tokens; 0 for none."""
+    planes: int
+    """Channels of the embedded planes; 0 for none."""
 
-    def embed(self, cond: Cond | None, count: int) -> Tensor:
-        """[count, width]: the embedded condition, with the stored null where a sample keeps none."""
+    def embed(self, cond: Cond | None, x_t: Tensor) -> Embedded:
+        """What the network reads beside x_t [B, ...], with the stored null where a sample keeps no condition."""
         raise NotImplementedError
 
 
 class NetworkDenoiser(nn.Module, Denoiser):
     """A network that has learned to denoise, with the meaning of its output.
 
-    The network sees x_t / √(α² + σ²), λ clipped to ±20, and the embedded condition; nothing else, so the process and
-    its scaling can be changed after training.
+    The network sees x_t / √(α² + σ²) with the condition's planes as further channels, λ clipped to ±20, and what
+    else is embedded of the condition; nothing more, so the process and its scaling can be changed after training.
 
     Args:
-        network: (x [B, ...], log_snr [B] or a longer prefix of x's shape, embedded condition) to an output like x.
+        network: (x [B, ...], log_snr [B] or a longer prefix of x's shape, `Embedded` condition) to an output like x_t.
         process: the forward process.
         target: what the output means.
         conditioner: embeds a `Cond`; None for an unconditional model.
 
     Raises:
         IncompatibleError: the target cannot be decoded somewhere on the process, or the network takes no embedding of
-            the conditioner's width.
+            the conditioner's widths.
     """
 
     def __init__(
@@ -70,6 +74,12 @@ class NetworkDenoiser(nn.Module, Denoiser):
             raise IncompatibleError(
                 f"the network takes an embedded condition of width {width} and the conditioner gives {embedded}: "
                 "they must be equal, and 0 without a conditioner"
+            )
+        tokens = conditioner.token_width if conditioner is not None else 0
+        attends = getattr(network, "token_width", 0)
+        if attends not in (0, tokens):  # one that does not attend reads the vector alone
+            raise IncompatibleError(
+                f"the network attends to tokens of width {attends}, and the conditioner's have width {tokens}"
             )
         self.network = network
         self.process = process
@@ -87,8 +97,11 @@ class NetworkDenoiser(nn.Module, Denoiser):
             level = x_t.new_full((x_t.shape[0],), clipped, dtype=torch.float32)
         if cond and self.conditioner is None:
             raise ConfigError(f"this model is unconditional: it knows no condition {listed(cond.values)}")
-        embedded = self.conditioner.embed(cond, len(x_t)) if self.conditioner is not None else None
-        output: Tensor = self.network(self.process.shown(x_t, t), level, embedded)
+        embedded = self.conditioner.embed(cond, x_t) if self.conditioner is not None else None
+        shown = self.process.shown(x_t, t)
+        if embedded is not None and embedded.planes is not None:
+            shown = torch.cat([shown, embedded.planes.to(shown)], dim=1)
+        output: Tensor = self.network(shown, level, embedded)
         return output
 
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Posterior:

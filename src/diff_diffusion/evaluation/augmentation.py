@@ -85,7 +85,7 @@ def augment(
     """
     if per_class < 1:
         raise ConfigError(f"the number of samples a class must be at least 1, not {per_class}")
-    if model.conditioner is None or tuple(model.conditioner.names) != tuple(train.class_names):
+    if not model.class_names or model.class_names != tuple(train.class_names):
         raise DataError("augmentation needs a model trained on the classes of the data; this one is not")
     tally = Tally(copy_distance(train, held_out), judge.test_accuracy, kept=dict.fromkeys(train.class_names, 0))
     return tally, _drawn(model, train, judge, per_class, guidance, seed, tally, progress)
@@ -107,7 +107,7 @@ def _drawn(
         while tally.kept[label] < per_class and first < end:
             count = min(BATCH, end - first, 2 * (per_class - tally.kept[label]) + 4)
             start = seed + number * end + first
-            images = model.sample(count, labels=label, seed=start, guidance=guidance).round()
+            images = model.sample(count, cond=label, seed=start, guidance=guidance).round()
             agrees, distances = judge.labels(images) == number, nearest(images, training)[0]
             for i in range(count):
                 if tally.kept[label] == per_class:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.errors import DataError, require
-from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models import LABEL, DiffusionModel
 from diff_diffusion.pictures import to_picture
 from diff_diffusion.rng import Noise
 from diff_diffusion.storage.folder import write_file
@@ -35,21 +35,21 @@ def _write(figure: Any, path: Path, plt: Any) -> None:
 
 
 def process_figure(
-    model: DiffusionModel, path: Path, *, image: Tensor | None = None, label: str | None = None, seed: int = 0
+    model: DiffusionModel, path: Path, *, image: Tensor | None = None, cond: Any = None, seed: int = 0
 ) -> None:
     """Above, an image's forward noising; below, a sample's reverse denoising with the guess x̂_0 at each time.
 
     Args:
         image: uint8 [C, H, W] of the model's size; a sample of the model when left out.
-        label: what to draw; the first class when left out.
+        cond: what to draw, one value as in `DiffusionModel.sample`; the first class when left out.
     """
     plt = _pyplot()
     process = model.recipe.process
     assert isinstance(process, Gaussian)
-    if label is None and model.conditioner is not None:
-        label = model.conditioner.names[0]
-    labels = [label] if label is not None else None
-    x, steps = model.walk([seed], labels)
+    if cond is None and model.class_names:
+        cond = {LABEL: model.class_names[0]}
+    asked = model.asked(cond, 1)
+    x, steps = model.walk([seed], asked)
     states, guesses, times = [x], [], []
     with model.evaluating():
         for step in steps:
@@ -88,13 +88,17 @@ def process_figure(
             axis.set_yticks([])
             axis.set_title(caption, fontsize=8)
         axes_row[0].set_ylabel(title, fontsize=11)
-    what = ""
-    if label is not None and model.conditioner is not None:  # matplotlib's own font has no Chinese
-        what = f" of {label!r}" if label.isascii() else f" of class {model.conditioner.names.index(label)}"
+    said = [value for (value,) in (asked or {}).values() if isinstance(value, str | int | float)]
+    what = " of " + ", ".join(map(_printable, said)) if said else ""
     of_image = "an image" if image is not None else "a sample"
     figure.suptitle(f"The process: {of_image} is noised, and a sample{what} is denoised (seed {seed})", fontsize=12)
     figure.tight_layout()
     _write(figure, path, plt)
+
+
+def _printable(value: str | int | float) -> str:
+    """matplotlib's own font has no Chinese."""
+    return ascii(value) if isinstance(value, str) else f"{value:g}"
 
 
 def _telling(process: Gaussian, times: list[float]) -> list[int]:

@@ -95,8 +95,7 @@ def bits_per_dim(
             rows = order[first : first + BATCH]
             noise = Noise([derive(seed, "likelihood", row) for row in rows], "likelihood")
             x_0 = model.codec.encode(data.batch(rows).to(model.device))
-            labels = data.labels[rows] if data.labels is not None and model.conditioner is not None else None
-            cond = model.encode(labels, len(rows))
+            cond = model.encode(model.known(data.cond(rows)), len(rows))
             if method == "bound":
                 bound = continuous_bound(
                     model.denoiser, x_0, noise, num_levels=num_levels, cond=cond, bins=bins, log_snr_max=log_snr_max

@@ -79,7 +79,7 @@ def score(
     right, distances, nearests = 0, [], []
     for index in range(sets):
         # Rounded to whole grey values, as a picture file would hold them.
-        samples = model.sample(n, labels=labels, seed=index * n, batch_size=256, guidance=guidance).round()
+        samples = model.sample(n, cond=labels, seed=index * n, batch_size=256, guidance=guidance).round()
         right += int((classifier.labels(samples) == torch.tensor(labels)).sum())
         distances.append(frechet(classifier.features(samples), reference))
         nearests.append(nearest(samples, training)[0])

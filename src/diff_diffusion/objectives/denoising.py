@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from diff_diffusion.cond import Cond
 from diff_diffusion.core.denoiser import Denoiser
 from diff_diffusion.core.learned_map import Learned
 from diff_diffusion.core.process import Process
-from diff_diffusion.errors import ConfigError, IncompatibleError
+from diff_diffusion.errors import ConfigError, IncompatibleError, listed
 from diff_diffusion.objectives.levels import Levels, Uniform
 from diff_diffusion.objectives.measures import Measure, Squared
 from diff_diffusion.objectives.weights import Unit, Weight
@@ -39,20 +40,23 @@ class Objective:
         weight: w(λ).
         cond_drop: the share of samples trained with their conditions replaced by the null, in [0, 1); what
             classifier-free guidance needs.
+        drops: by a condition's name, the share of samples trained without that one, besides.
         measure: what an error costs; its square, unless told otherwise.
 
     Raises:
-        ConfigError: cond_drop out of range.
+        ConfigError: cond_drop or one of drops out of range.
     """
 
     levels: Levels = field(default_factory=Uniform)
     weight: Weight = field(default_factory=Unit)
     cond_drop: float = 0.1
     measure: Measure = field(default_factory=Squared)
+    drops: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.cond_drop < 1.0:
-            raise ConfigError(f"cond_drop must be at least 0 and below 1, not {self.cond_drop}")
+        for name, share in {"cond_drop": self.cond_drop, **{f"drops.{n}": s for n, s in self.drops.items()}}.items():
+            if not 0.0 <= share < 1.0:
+                raise ConfigError(f"{name} must be at least 0 and below 1, not {share}")
 
     def check(self, process: Process) -> None:
         """Nothing, or an IncompatibleError that says what fits the process."""
@@ -82,13 +86,14 @@ class Objective:
                 Left out, x_0 is the whole batch.
         """
         count = len(noise)
-        if first == 0:
-            self.levels.begin()
-        strata = torch.arange(first, first + count, dtype=torch.float64)
-        u = (strata + noise.fork("level").uniform((count,))) / (whole or count)
         if cond:
+            unknown = [name for name in self.drops if name not in cond.values]
+            if unknown:
+                raise ConfigError(f"drops names {listed(unknown)}, and the conditions are {listed(cond.values)}")
             cond = cond.drop(noise.fork("drop").uniform((count,)) < self.cond_drop)
-        t = self.levels.draw(u, denoiser.process)
+            for name, share in sorted(self.drops.items()):
+                cond = cond.drop(noise.fork(f"drop/{name}").uniform((count,)) < share, name)
+        t = self.levels.stratified(noise, denoiser.process, first, whole)
         loss = self.at(denoiser, x_0, t, cond, noise.fork("eps"))
         self.levels.record(t, loss.per_sample, denoiser.process)
         if isinstance(denoiser.process.time_map, Learned):

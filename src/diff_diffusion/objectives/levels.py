@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from diff_diffusion.core.process import Process
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.registry import register
+from diff_diffusion.rng import Noise
 
 LOG_SNR_MAX = 20.0
 """No level is drawn above this λ: σ would be below 5e-5 of α, beneath what float32 data can show."""
@@ -55,6 +56,20 @@ class Levels(ABC):
         low, high = self._cut(process)
         share = (low + (high - low) * u).clamp(1e-12, 1.0 - 1e-12)
         return self.quantile(share, process).clamp(process.time_map.time(LOG_SNR_MAX), 1.0)
+
+    def stratified(self, noise: Noise, process: Process, first: int = 0, whole: int | None = None) -> Tensor:
+        """Times for samples first, first + 1, … of a batch of `whole`, float64 [B]: sample i's in its stratum i.
+
+        Args:
+            noise: one key for each.
+            first, whole: left out, these are the whole batch. The first sample begins a new one.
+        """
+        count = len(noise)
+        if first == 0:
+            self.begin()
+        strata = torch.arange(first, first + count, dtype=torch.float64)
+        u = (strata + noise.fork("level").uniform((count,))) / (whole or count)
+        return self.draw(u, process)
 
     def place(self, t: Tensor, process: Process) -> Tensor:
         """The quantile that a time is drawn at: the inverse of `draw`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diff_diffusion.registry import build
@@ -16,27 +16,31 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def card(name: str, model: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Markdown: what the model is, what it was trained on, how to sample it."""
-    recipe = model["recipe"]
-    steps = build(recipe["grid"]).num_steps  # which a grid made from a grid does not store
+def card(name: str, model: Mapping[str, Any], facts: Mapping[str, Any], asked: Sequence[str] = ()) -> str:
+    """Markdown: what the model is, what it was trained on, what it is asked for, how to sample it or by it."""
+    recipe = model.get("recipe")
+    process = recipe["process"] if recipe else model["process"]
     parts = {
         "network": f"{model['network']['type']}, {facts.get('parameters', 0):,} parameters",
-        "process": f"{recipe['process']['time_map']['type']}, scaling {recipe['process']['scaling']}",
-        "target": recipe["target"].get("row", recipe["target"]["type"]),
-        "sampler": f"{recipe['sampler']['type']} on {recipe['grid']['type']}, {steps} steps",
+        "process": f"{process['time_map']['type']}, scaling {process['scaling']}",
         "sample shape": " × ".join(map(str, model["codec"]["shape"])),
     }
-    if model["conditioner"]:
-        parts["classes"] = ", ".join(model["conditioner"]["names"])
+    what, command = "A classifier that knows noise", f"sample MODEL --classifier {name} --label LABEL --guidance 3"
+    if recipe:
+        what, command = "A diffusion model", f"sample {name} -n 16 --out samples"
+        steps = build(recipe["grid"]).num_steps  # which a grid made from a grid does not store
+        parts["target"] = recipe["target"].get("row", recipe["target"]["type"])
+        parts["sampler"] = f"{recipe['sampler']['type']} on {recipe['grid']['type']}, {steps} steps"
+    if asked:
+        parts["asked for" if recipe else "tells"] = "; ".join(asked)
     flat = {key.replace("_", " "): value for key, value in facts.items() if not isinstance(value, dict)}
     lines = [
         f"# {name}",
         "",
-        "A diffusion model made with diff-diffusion.",
+        f"{what}, made with diff-diffusion.",
         "",
         "```sh",
-        f"diff-diffusion sample {name} -n 16 --out samples",
+        f"diff-diffusion {command}",
         "```",
         "",
         "| part | value |",
@@ -49,7 +53,7 @@ def card(name: str, model: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         "|---|---|",
         *(f"| {key} | {_value(value)} |" for key, value in flat.items()),
         "",
-        "Weights: `model.safetensors` holds `ema/…` (what samples are drawn from) and `raw/…`. Their licence is for",
+        "Weights: `model.safetensors` holds `ema/…` (the average, which is used) and `raw/…`. Their licence is for",
         "whoever trained the model to state; that of the data applies to it.",
         "",
     ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.errors import CheckpointError
-from diff_diffusion.models import WEIGHTS, DiffusionModel
+from diff_diffusion.models import WEIGHTS, Model
 from diff_diffusion.storage import folder as storage
 
 STATE_JSON, STATE_TENSORS = "train_state.json", "train_state.safetensors"
@@ -42,7 +42,7 @@ def home_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def save(run: Path, model: DiffusionModel, state: TrainState, keep: int) -> Path:
+def save(run: Path, model: Model, state: TrainState, keep: int) -> Path:
     """A checkpoint of the model and the state, published into the run; older ones than the last `keep` are removed.
 
     Raises:
@@ -63,7 +63,7 @@ def save(run: Path, model: DiffusionModel, state: TrainState, keep: int) -> Path
     return home
 
 
-def latest(run: Path) -> tuple[DiffusionModel, TrainState, list[str]] | None:
+def latest(run: Path) -> tuple[Model, TrainState, list[str]] | None:
     """The newest whole checkpoint: the model with its raw weights (and `ema`), the state, and what was passed over.
 
     None when the run has no checkpoint yet.
@@ -80,7 +80,7 @@ def latest(run: Path) -> tuple[DiffusionModel, TrainState, list[str]] | None:
     for home in (*checkpoints(run), *([run] if (run / storage.MANIFEST).exists() else [])):
         try:
             manifest = storage.read_manifest(home)
-            model = DiffusionModel.restore(manifest, storage.read_safetensors(home, WEIGHTS, manifest), "raw")
+            model = Model.restore(manifest, storage.read_safetensors(home, WEIGHTS, manifest), "raw")
             model.facts = storage.read_json(home, "facts.json", manifest)
             about = storage.read_json(home, STATE_JSON, manifest)
             state = TrainState(**about, moments=storage.read_safetensors(home, STATE_TENSORS, manifest))

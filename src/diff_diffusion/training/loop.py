@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diff_diffusion.conditions.labels import ClassLabel
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.loader import Batches
 from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, IncompatibleError, TrainingError, listed
-from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models import Model
 from diff_diffusion.registry import describe
 from diff_diffusion.rng import Noise, derive
 from diff_diffusion.training import checkpoint
@@ -35,7 +36,7 @@ MAX_SKIPS = 10
 
 
 def train(
-    model: DiffusionModel,
+    model: Model,
     data: ImageDataset,
     out: str | Path | None = None,
     settings: TrainSettings | None = None,
@@ -71,7 +72,7 @@ class _Run:
 
     def __init__(
         self,
-        model: DiffusionModel,
+        model: Model,
         data: ImageDataset,
         out: Path | None,
         settings: TrainSettings,
@@ -114,17 +115,25 @@ class _Run:
 
     def _check_fits(self) -> None:
         """Nothing, or an IncompatibleError: labels are numbers, which mean something else for other classes."""
-        shape, names = self.model.codec.data.shape, self.model.conditioner.names if self.model.conditioner else ()
+        shape, conditioner = self.model.codec.data.shape, self.model.conditioner
+        parts = conditioner.parts if conditioner is not None else {}
         for data in (self.data, self.held_out):
-            if data is not None and data.shape != shape:
+            if data is None:
+                continue
+            if data.shape != shape:
                 raise IncompatibleError(f"the model is for samples {list(shape)}; {data.name} has {list(data.shape)}")
-            if data is not None and names and tuple(data.class_names) != names:
-                has = listed(data.class_names) or "none"
-                raise IncompatibleError(f"the model is for the classes {listed(names)}; {data.name} has {has}")
+            missing = [name for name in parts if name not in data.columns]
+            if missing:
+                has = listed(data.columns) or "none"
+                raise IncompatibleError(f"the model is for the conditions {listed(parts)}; {data.name} has {has}")
+            for name, part in parts.items():
+                if isinstance(part, ClassLabel) and tuple(data.columns[name].names) != part.names:
+                    has = listed(data.columns[name].names) or "none"
+                    raise IncompatibleError(f"the model is for the classes {listed(part.names)}; {data.name} has {has}")
 
     # ---- resuming -------------------------------------------------------------------------------------------------
 
-    def _check_same(self, stored: DiffusionModel, state: TrainState, settings: TrainSettings) -> None:
+    def _check_same(self, stored: Model, state: TrainState, settings: TrainSettings) -> None:
         """Nothing, or a ConfigError that lists what differs from the run on disk."""
         now = settings.model_dump(mode="json")
         if now["precision"] == "auto":
@@ -167,12 +176,12 @@ class _Run:
     def _measured_precision(self) -> str:
         count = min(self.settings.micro_batch or self.settings.batch_size, len(self.data))
         images = self.data.batch(range(count))
-        labels = self.data.labels[:count] if self.data.labels is not None and self.model.conditioner else None
+        cond = self.model.encode(self.model.known(self.data.cond(range(count))), count)
         noise = Noise([derive(0, "precision", i) for i in range(count)])
 
         def step(precision: str) -> None:
             with autocast(self.device, precision):
-                loss = self.model.loss(images, labels, noise)
+                loss = self.model.objective(self.model.codec.encode(images.to(self.device)), cond, noise)
             loss.mean.backward()
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -199,7 +208,7 @@ class _Run:
                 start = time.monotonic()
                 batch = next(batches)
                 waited = time.monotonic() - start
-                loss, norm = self._step(batch.pixels, batch.labels)
+                loss, norm = self._step(batch.pixels, batch.cond)
                 skipped = not (_finite(loss) and _finite(norm))
                 skips = skips + 1 if skipped else 0
                 self.step += 1
@@ -239,12 +248,12 @@ class _Run:
         steps, minutes = self.settings.steps, self.settings.minutes
         return (steps is not None and self.step >= steps) or (minutes is not None and self.seconds >= 60 * minutes)
 
-    def _step(self, images: Tensor, labels: Any) -> tuple[float, float]:
+    def _step(self, images: Tensor, known: Mapping[str, Any]) -> tuple[float, float]:
         """One optimizer step; nothing is changed when its loss or gradient is not finite."""
         settings, model = self.settings, self.model
         whole, micro = len(images), settings.micro_batch or len(images)
         latents = model.codec.encode(images.to(self.device))
-        cond = model.encode(labels, whole) if labels is not None and model.conditioner is not None else None
+        cond = model.encode(model.known(known), whole)
         noise = Noise(
             [derive(settings.seed, "train", self.step * settings.batch_size + i) for i in range(whole)], "train"
         )
@@ -253,9 +262,7 @@ class _Run:
             rows = slice(first, min(first + micro, whole))
             seed = derive(settings.seed, "dropout", self.step, first) % (1 << 63)
             with seeded(self.device, seed), autocast(self.device, settings.precision):
-                loss = model.recipe.objective(
-                    model.denoiser, latents[rows], cond[rows] if cond else None, noise[rows], first, whole
-                )
+                loss = model.objective(latents[rows], cond[rows] if cond else None, noise[rows], first, whole)
             share = (rows.stop - rows.start) / whole
             (loss.mean * share).backward()
             total += loss.mean.detach() * share
@@ -297,6 +304,8 @@ class _Run:
         if self.held_out is not None and (step % settings.eval_interval == 0 or stopping):
             with self.ema.swapped():
                 held_out = held_out_loss(self.model, self.held_out)
+                if stopping:
+                    self.model.facts |= self.model.held_out_facts(self.held_out)
             if _finite(held_out["mean"]):
                 self.model.facts |= {"held-out loss": held_out["mean"]}
         rate = settings.batch_size / per_step
@@ -317,7 +326,7 @@ class _Run:
         if self.out is None or not (record.step % self.settings.sample_interval == 0 or stopping):
             return record
         try:
-            write_sheets(self.model, self.ema, self.out / "samples", record.step)
+            write_sheets(self.model, self.ema, self.held_out or self.data, self.out / "samples", record.step)
         except DiffusionError as error:
             return replace(record, notes=(*record.notes, f"step {record.step} has no sample sheets: {error}"))
         return record
@@ -336,7 +345,7 @@ def _finite(value: float) -> bool:
     return value - value == 0.0
 
 
-def _first_not_finite(model: DiffusionModel) -> str:
+def _first_not_finite(model: Model) -> str:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return name.rsplit(".", 1)[0]

@@ -125,10 +125,10 @@ def samples_fit(run: _Run) -> Iterator[Check]:
     """
     model = run.model()
     steps = min(model.recipe.grid.num_steps, MOST_STEPS)
-    labels = None
-    if model.conditioner is not None:
-        labels = [model.conditioner.names[i % len(model.conditioner.names)] for i in range(NUM_SAMPLES)]
-    samples = model.sample(NUM_SAMPLES, labels=labels, steps=steps)
+    cond = None
+    if model.class_names:
+        cond = [model.class_names[i % len(model.class_names)] for i in range(NUM_SAMPLES)]
+    samples = model.sample(NUM_SAMPLES, cond=cond, steps=steps)
     latents = model.codec.encode(samples).double().flatten(2)
     sampler = type(model.recipe.sampler).__name__
     note = f"{NUM_SAMPLES} samples by {sampler} in {steps} steps"

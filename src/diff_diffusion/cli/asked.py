@@ -1,0 +1,82 @@
+"""What a sample should be, from the words of a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diff_diffusion.conditions.images import ImageBeside
+from diff_diffusion.conditions.labels import ClassLabel
+from diff_diffusion.conditions.numbers import Number, Vector
+from diff_diffusion.data.images import read_image
+from diff_diffusion.errors import ConfigError, listed
+from diff_diffusion.models import LABEL, Model
+
+NONE = "none"
+
+
+def asked(model: Model, label: str | None, prompt: str | None, cond: Sequence[str]) -> dict[str, Any] | None:
+    """One sample's conditions by name; None where nothing is asked.
+
+    Args:
+        label: a class; "none", where no class is called that, for no label.
+        prompt: a caption, for the one condition that reads text.
+        cond: NAME=VALUE for any others: a number, numbers with commas between, an image's path, a class, a caption.
+
+    Raises:
+        ConfigError: the model takes no such thing, or two of the three say the same.
+    """
+    parts = model.conditioner.parts if model.conditioner is not None else {}
+    said: list[tuple[str, str | None]] = []
+    if label is not None and not (label == NONE and not parts):
+        name = _only(model, "--label", label, [name for name, part in parts.items() if isinstance(part, ClassLabel)])
+        known = parts[name]
+        assert isinstance(known, ClassLabel)
+        said.append((name, None if label == NONE and NONE not in known.names else label))
+    if prompt is not None:
+        said.append(
+            (_only(model, "--prompt", prompt, [name for name, part in parts.items() if part.token_width]), prompt)
+        )
+    for pair in cond:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in parts:
+            raise ConfigError(
+                f"--cond {pair}: it is NAME=VALUE, and this model knows {listed(parts) or 'no condition'}"
+            )
+        said.append((name, value))
+    names = [name for name, _ in said]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"{listed(twice)} is said twice")
+    return {name: value if value is None else _read(name, parts[name], value) for name, value in said} or None
+
+
+def _only(model: Model, option: str, value: str, names: list[str]) -> str:
+    """The condition that an option means: the one called "label", or the only one there is of its kind."""
+    if LABEL in names:
+        return LABEL
+    if len(names) == 1:
+        return names[0]
+    takes = model.conditioner.summary() if model.conditioner is not None else []
+    if names:
+        raise ConfigError(
+            f"{option} {value}: this model has several such conditions, {listed(names)}: use --cond NAME=…"
+        )
+    raise ConfigError(f"{option} {value}: this model takes none; it is asked for {listed(takes) or 'nothing'}")
+
+
+def _read(name: str, part: Any, value: str) -> Any:
+    try:
+        if isinstance(part, Number):
+            return float(value)
+        if isinstance(part, Vector):
+            return [float(number) for number in value.split(",")]
+    except ValueError:
+        wanted = "a number" if isinstance(part, Number) else "numbers with commas between"
+        raise ConfigError(f"{name} is {wanted}, and {value!r} is not") from None
+    if isinstance(part, ImageBeside):
+        return torch.from_numpy(read_image(Path(value), (part.shape[0], part.shape[1], part.shape[2])))
+    return value

@@ -1,0 +1,77 @@
+"""An image to see while denoising: for super-resolution, colourisation, masks and maps of all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diff_diffusion.cond import Embedded
+from diff_diffusion.conditions.condition import Condition
+from diff_diffusion.errors import ConfigError
+from diff_diffusion.registry import register
+
+
+@register("condition/image")
+class ImageBeside(Condition):
+    """An image of the sample's own size, seen place by place: its channels, one that says whether it is there, and with
+    `noise` one that says how noisy it is.
+
+    Args:
+        shape: (C, H, W) of the image; its values are 0 to 255.
+        noise: conditioning augmentation. In training the image, in units of -1 to 1, becomes √(1 - s²) image + s ε with
+            s even in [0, noise], and the network is told s. A model that enlarges another's samples learns so to
+            forgive their faults. When it is asked, an image has s = 0, or what `encode` is told of one noised already.
+
+    Raises:
+        ConfigError: a shape that is no image's, or a noise outside [0, 1]; at `encode`, an image of another shape.
+
+    Source: Ho et al., arXiv 2106.15282, for conditioning augmentation.
+    """
+
+    def __init__(self, shape: Sequence[int], noise: float = 0.0) -> None:
+        super().__init__()
+        self.shape, self.noise = tuple(shape), noise
+        if len(self.shape) != 3 or not all(1 <= side <= 65536 for side in self.shape):
+            raise ConfigError(f"an image condition has a shape (channels, height, width), not {list(shape)}")
+        if not 0.0 <= noise <= 1.0:
+            raise ConfigError(f"the noise on an image condition must be from 0 to 1, not {noise}")
+        self.planes = self.shape[0] + 1 + (noise > 0.0)
+
+    def encode(self, values: Sequence[Any]) -> Tensor:
+        """Images uint8 or float [C, H, W] in 0 to 255, or (image, s), to [B, C + 1, H, W]: in -1 to 1, and s."""
+        rows = []
+        for value in values:
+            image, level = value if isinstance(value, tuple) else (value, 0.0)
+            if image is None:
+                image = torch.full(self.shape, 127.5)
+            image = torch.as_tensor(image).float().cpu()
+            if image.ndim != 3 or image.shape[0] != self.shape[0]:
+                raise ConfigError(f"this image condition is {list(self.shape)}, and {list(image.shape)} was given")
+            if not 0.0 <= level <= self.noise:
+                raise ConfigError(f"the noise on this image condition is from 0 to {self.noise:g}, not {level:g}")
+            clean = image / 127.5 - 1.0
+            rows.append(torch.cat([clean, torch.full_like(clean[:1], level)]))
+        return torch.stack(rows)
+
+    def is_one(self, value: Any) -> bool:
+        return isinstance(value, tuple) or getattr(value, "ndim", 0) == 3
+
+    def embed(self, values: Tensor | None, keep: Tensor, x_t: Tensor) -> Embedded:
+        if values is None:
+            return Embedded(planes=x_t.new_zeros(len(x_t), self.planes, *x_t.shape[2:]))
+        if values.shape[2:] != x_t.shape[2:]:
+            raise ConfigError(f"the image condition is {list(values.shape[2:])} where x is {list(x_t.shape[2:])}")
+        image, level = values[:, :-1], values[:, -1:]
+        if self.noise and self.training:
+            # Torch's global numbers, which training seeds at each step: as for dropout.
+            level = torch.rand(len(image), 1, 1, 1, device=image.device).expand_as(level) * self.noise
+            image = (1 - level.square()).sqrt() * image + level * torch.randn_like(image)
+        kept = keep.view(-1, 1, 1, 1).to(image)
+        here = [image * kept, kept.expand_as(level), level * kept]
+        return Embedded(planes=torch.cat(here[: 3 if self.noise else 2], dim=1))
+
+    def summary(self) -> str:
+        return f"an image of {' × '.join(map(str, self.shape))}"

@@ -1,0 +1,288 @@
+"""DiffusionModel: a network that denoises, with its process, target, codec and conditions; trained and sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from diff_diffusion.codecs.affine import Affine
+from diff_diffusion.cond import Cond
+from diff_diffusion.conditions.conditions import Conditions
+from diff_diffusion.conditions.labels import ClassLabel
+from diff_diffusion.core.denoiser import Denoiser, NetworkDenoiser
+from diff_diffusion.errors import ConfigError, DiffusionError
+from diff_diffusion.guidance.bounds import Clipped, DynamicallyClipped
+from diff_diffusion.models.guiding import Guidance
+from diff_diffusion.models.model import LEVELS, Model
+from diff_diffusion.objectives.denoising import Loss
+from diff_diffusion.pictures import sheet
+from diff_diffusion.presets import Recipe
+from diff_diffusion.registry import build, find, register
+from diff_diffusion.rng import Noise, derive
+from diff_diffusion.samplers.grid import Grid
+from diff_diffusion.samplers.sampler import Sampler, Step, check_fits, trajectory
+from diff_diffusion.sizing import describe_for_data
+
+if TYPE_CHECKING:
+    from diff_diffusion.data import ImageDataset
+
+SHEET_COLUMNS, SHEET_STEPS = 10, 50
+
+
+@register("model/diffusion")
+class DiffusionModel(Model):
+    """A diffusion model of one kind of data.
+
+    Args:
+        network: what denoises.
+        codec: from data units to what the network works on.
+        recipe: process, target, objective, and the defaults of sampling.
+        conditioner: what it can be asked for; None for an unconditional model.
+
+    Raises:
+        IncompatibleError: parts that do not fit, named, with what does.
+
+    >>> from diff_diffusion.data import load_image_dataset
+    >>> model = DiffusionModel.for_data(load_image_dataset("digits"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, network: nn.Module, codec: Affine, recipe: Recipe, conditioner: Conditions | None = None
+    ) -> None:
+        super().__init__()
+        check_fits(recipe.sampler, recipe.process)
+        self.denoiser = NetworkDenoiser(network, recipe.process, recipe.target, conditioner)
+        self.codec = codec
+        self.recipe = recipe
+        # Parts of a recipe that learn while training (levels, weights, a time map) are saved with the weights.
+        learns: dict[str, object] = {"levels": recipe.objective.levels, "weight": recipe.objective.weight}
+        learns["time_map"] = recipe.process.time_map
+        self.learns = nn.ModuleDict({name: part for name, part in learns.items() if isinstance(part, nn.Module)})
+        self.facts: dict[str, Any] = {}
+        self.ema: dict[str, Tensor] | None = None
+        self.requires_grad_(True)
+        self._losses = 0
+
+    @property
+    def network(self) -> nn.Module:
+        return self.denoiser.network
+
+    @property
+    def conditioner(self) -> Conditions | None:
+        conditioner = self.denoiser.conditioner
+        assert conditioner is None or isinstance(conditioner, Conditions)
+        return conditioner
+
+    # ---- made for data ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def for_data(
+        cls, data: ImageDataset, preset: str | None = None, seed: int = 0, network: str = "unet", **options: Any
+    ) -> DiffusionModel:
+        """A model sized for `data`: channels, classes and statistics from it, the network's size from its resolution.
+
+        Args:
+            data: the train split (the codec is fitted to it).
+            preset: a name in `diff_diffusion.presets`; "rectified_flow" unless betas are given, then "ddim".
+            seed: of the initial weights.
+            network: "unet", "dit" or any other registered network's name.
+            options: arguments of the preset: `timesteps`, `beta_start`, `beta_end`, `beta_schedule`,
+                `num_inference_steps`.
+
+        Raises:
+            ConfigError: an unknown preset, network or option.
+        """
+        description = describe_for_data(data, preset, network, **options)
+        return cls.from_description(description, seed)
+
+    # ---- asked ----------------------------------------------------------------------------------------------------
+
+    def loss(self, data: Tensor, cond: Any = None, noise: Noise | None = None) -> Loss:
+        """The training loss of a batch in data units.
+
+        Args:
+            data: [B, *shape], uint8 or float.
+            cond: what the samples are, as in `sample`; None to train without.
+            noise: one key per sample. Left out, every call draws fresh noise, counted from the model's making.
+        """
+        if noise is None:
+            noise = Noise([derive(0, "loss", self._losses, row) for row in range(len(data))], "train")
+            self._losses += 1
+        return self.objective(self.codec.encode(data.to(self.device)), self.encode(cond, len(data)), noise)
+
+    def objective(
+        self, latents: Tensor, cond: Cond | None, noise: Noise, first: int = 0, whole: int | None = None
+    ) -> Loss:
+        return self.recipe.objective(self.denoiser, latents, cond, noise, first, whole)
+
+    def held_out_levels(self, count: int) -> Tensor:
+        strata = torch.arange(count, dtype=torch.float64) % LEVELS
+        return self.recipe.objective.levels.draw((strata + 0.5) / LEVELS, self.recipe.process)
+
+    def loss_at(self, latents: Tensor, t: Tensor, cond: Cond | None, noise: Noise) -> Loss:
+        return self.recipe.objective.at(self.denoiser, latents, t, cond, noise)
+
+    def plan(
+        self,
+        *,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        grid: Grid | str | None = None,
+        guidance: float | Guidance | None = None,
+        conditional: bool = True,
+        clip: bool | None = None,
+    ) -> tuple[Denoiser, Sampler, list[float]]:
+        """What a walk needs: the (guided) denoiser, the sampler and the times; the model's defaults where None.
+
+        Raises:
+            ConfigError: an unknown sampler or grid; guidance where the model or the request has no condition, or where
+                the model was trained without dropping its condition.
+        """
+        chosen = self.recipe.sampler if sampler is None else sampler_named(sampler)
+        check_fits(chosen, self.recipe.process)
+        times = self.chosen_grid(grid, steps).times(self.recipe.process)
+        asked = guidance if isinstance(guidance, Guidance) else Guidance(self.guidance_scale(guidance))
+        denoiser: Denoiser = self.denoiser
+        if not asked.idle and (conditional or guidance is not None):
+            denoiser = asked.around(self, chosen, times)
+        if asked.dynamic is not None:
+            denoiser = DynamicallyClipped(denoiser, *self.codec.bounds, asked.dynamic)
+        elif self.recipe.clip if clip is None else clip:
+            denoiser = Clipped(denoiser, *self.codec.bounds)
+        return denoiser, chosen, times
+
+    def guidance_scale(self, guidance: float | None) -> float:
+        """The scale of a request: the model's own where None."""
+        return self.recipe.guidance if guidance is None else guidance
+
+    def chosen_grid(self, grid: Grid | str | None = None, steps: int | None = None) -> Grid:
+        """The grid of a request: the model's own where None; a name alone keeps the model's number of steps.
+
+        Raises:
+            ConfigError: an unknown grid, one that needs more than its name, or a number of steps that it cannot have.
+        """
+        own = self.recipe.grid
+        chosen = own if grid is None else grid_named(grid)
+        if steps is None and isinstance(grid, str):
+            steps = own.num_steps
+        return chosen if steps is None else chosen.with_steps(steps)
+
+    def walk(self, seeds: Sequence[int], cond: Any = None, **plan: Any) -> tuple[Tensor, Iterator[Step]]:
+        """The start x and the steps of one batch's sampling, in the codec's units. `plan` as in `sample`."""
+        denoiser, sampler, times = self.plan(**plan, conditional=cond is not None)
+        noise = Noise(seeds)
+        x = self.recipe.process.prior((len(seeds), *self.codec.latent.shape), noise.at(0), times[0]).to(self.device)
+        knows = guided_by(plan.get("guidance")) or self
+        encoded = knows.encode(cond, len(seeds))
+        return x, trajectory(denoiser, sampler, times, x, cond=encoded, noise=noise)
+
+    def sample(
+        self,
+        num: int = 1,
+        *,
+        cond: Any = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        grid: Grid | str | None = None,
+        guidance: float | Guidance | None = None,
+    ) -> Tensor:
+        """Samples in data units, float32 [num, *shape] on the CPU.
+
+        Sample i has seed `seed + i` and is the same whatever `num` and `batch_size` are.
+
+        Args:
+            num: how many.
+            cond: what they should be, one for all or one per sample: {"label": "cat"} or
+                {"caption": ["a cat", "一只猫"]}; of a model with one condition just its values; None for unconditional
+                samples.
+            seed: of the first sample.
+            batch_size: how many at once.
+            steps, sampler, grid, guidance: the model's defaults where None. Samplers and grids may be named: "heun" on
+                "churn" is EDM's stochastic sampler. Guidance is a scale, or a `Guidance` that says more.
+
+        Raises:
+            ConfigError: a bad number, label, sampler, grid or scale.
+            DiffusionError: samples that are not finite; they are never turned into black pictures.
+        """
+        if num < 1 or batch_size < 1:
+            raise ConfigError(
+                f"the number of samples and the batch size must be at least 1, not {num} and {batch_size}"
+            )
+        every = (guided_by(guidance) or self).asked(cond, num)
+        pieces = []
+        for first in range(0, num, batch_size):
+            part = slice(first, min(first + batch_size, num))
+            seeds = range(seed + part.start, seed + part.stop)
+            some = None if every is None else {name: values[part] for name, values in every.items()}
+            x, steps_of = self.walk(seeds, some, steps=steps, sampler=sampler, grid=grid, guidance=guidance)
+            with self.evaluating():
+                for step in steps_of:
+                    x = step.x
+            pieces.append(self.decode(x).cpu())
+        return torch.cat(pieces)
+
+    def sheet(self, examples: Mapping[str, Any] | None = None) -> Image:
+        """Every class in turn, or what the examples are, a column each.
+
+        In at most 50 steps: a chain of a thousand would take longer to look at than the training between.
+        """
+        parts = self.conditioner.parts if self.conditioner is not None else {}
+        only = next(iter(parts.values())) if len(parts) == 1 else None
+        if isinstance(only, ClassLabel):
+            heads = list(only.names[:SHEET_COLUMNS])
+            asked: dict[str, list[Any]] = {next(iter(parts)): heads}
+        else:
+            asked = {name: list(values)[:SHEET_COLUMNS] for name, values in (examples or {}).items()}
+            heads = next(([str(v) for v in values] for values in asked.values() if isinstance(values[0], str)), [])
+        columns = min((len(values) for values in asked.values()), default=SHEET_COLUMNS)
+        rows = max(2, SHEET_COLUMNS // columns)
+        cond = {name: values * rows for name, values in asked.items()} or None
+        samples = self.sample(columns * rows, cond=cond, steps=min(self.recipe.grid.num_steps, SHEET_STEPS))
+        return sheet(samples, columns, heads=heads)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latents in data units.
+
+        Raises:
+            DiffusionError: values that are not finite.
+        """
+        if not bool(torch.isfinite(latent).all()):
+            bad = (~torch.isfinite(latent)).flatten(1).any(1).sum().item()
+            raise DiffusionError(
+                f"{bad} of {len(latent)} samples hold values that are not finite: the weights are damaged or training "
+                "diverged; try an earlier checkpoint, or --weights raw"
+            )
+        return self.codec.decode(latent)
+
+
+for _argument in ("network", "conditioner"):
+    assert isinstance(getattr(DiffusionModel, _argument), property)  # describe() reads constructor arguments by name
+
+
+def sampler_named(sampler: Sampler | str) -> Sampler:
+    """The sampler that a name ("ddim", "heun", "dpmpp_2m") stands for; a sampler as it is."""
+    if isinstance(sampler, Sampler):
+        return sampler
+    found = build(find("sampler", sampler))
+    assert isinstance(found, Sampler)
+    return found
+
+
+def grid_named(grid: Grid | str) -> Grid:
+    """The grid that a name ("karras", "trailing", "churn") stands for; a grid as it is."""
+    if isinstance(grid, Grid):
+        return grid
+    found = build(find("grid", grid))
+    assert isinstance(found, Grid)
+    return found
+
+
+def guided_by(guidance: float | Guidance | None) -> Model | None:
+    """The classifier that says what conditions mean, where one guides."""
+    return guidance.classifier if isinstance(guidance, Guidance) else None
