@@ -69,7 +69,9 @@ def infer(name: str, cells: Sequence[Cell], is_image: Callable[[Cell], bool]) ->
     if _TEXT.fullmatch(name) and all(_sort(value) in ("text", "numbers", "lists of text") for value in values):
         return "text"
     cells = typed(cells)
-    first = {_sort(cell.value): cell for cell in reversed(cells)}
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        first.setdefault(_sort(cell.value), cell)
     if set(first) <= {"text", "lists of text"} and "lists of text" in first:
         return "text"
     if len(first) > 1:

@@ -249,6 +249,7 @@ def read_metadata(
             for table in tables:
                 known._add(root / folder / table, folder)
     known._infer()
+    known.conditions -= known.rows
     if others.get(".txt"):
         known._add_sidecars()
     return known
