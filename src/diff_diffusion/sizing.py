@@ -23,15 +23,18 @@ SHRUNK_NOISE = 0.25
 
 
 def describe_for_data(
-    data: ImageDataset, preset: str | None = None, network: str = "unet", **options: Any
+    data: ImageDataset, preset: str | None = None, network: str = "unet", conditional: bool = True, **options: Any
 ) -> dict[str, Any]:
-    """The description of the model that `DiffusionModel.for_data` makes, before any weight exists."""
+    """The description of the model that `DiffusionModel.for_data` makes, before any weight exists.
+
+    A model that is not conditional learns nothing of the data's columns.
+    """
     chosen = _recipe(data, preset, **options)
     channels, height, width = data.shape
     side = max(height, width)
     conditions = {
         name: _condition(data, column, side)
-        for name, column in data.columns.items()
+        for name, column in (data.columns if conditional else {}).items()
         if column.kind in DERIVED or any(value is not None for value in column.values)
     }
     conditioner = {"type": "conditioner/conditions", "parts": conditions} if conditions else None

@@ -24,7 +24,7 @@ from diff_diffusion.cli.train import chosen
 from diff_diffusion.data import load_image_dataset
 from diff_diffusion.data.images import read_image
 from diff_diffusion.errors import ConfigError
-from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models import Model
 from diff_diffusion.registry import describe
 from diff_diffusion.training.runtime import choose_device, has_bf16
 
@@ -39,7 +39,7 @@ def inspect(data: str, size: str | None, as_json: bool) -> None:
 
 
 def info(run: Path, as_json: bool) -> None:
-    model = DiffusionModel.load(run)
+    model = Model.load(run)
     if as_json:
         about = {"fingerprint": model.fingerprint(), "facts": model.facts, "model": describe(model)}
         typer.echo(json.dumps(about, ensure_ascii=False, indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from diff_diffusion.cli.console import TrainingLine, count_progress, duration
 from diff_diffusion.core.targets import LearnedVariance
 from diff_diffusion.data import load_image_dataset
 from diff_diffusion.errors import ConfigError, DataError, listed
-from diff_diffusion.models import DiffusionModel
-from diff_diffusion.sizing import describe_for_data
+from diff_diffusion.models import DiffusionModel, Model, NoisyClassifier
+from diff_diffusion.sizing import describe_classifier, describe_for_data
 from diff_diffusion.training import train
 from diff_diffusion.training.runtime import stop_signals
 from diff_diffusion.training.settings import make_settings
@@ -33,9 +34,15 @@ def run(
     sets: list[str],
     config: Path | None,
     dry_run: bool,
+    classifier: bool = False,
+    unconditional: bool = False,
 ) -> None:
+    if classifier and unconditional:
+        raise ConfigError("--unconditional leaves out the labels, which are all that a --classifier learns: give one")
     changes = read_changes(config, sets)
-    about = merged(DATA_DEFAULTS | {"path": data, "size": size}, changes.get("data", {}), "data.")
+    about_data = dict(changes.get("data", {}))
+    columns = about_data.pop("columns", {})
+    about = merged(DATA_DEFAULTS | {"path": data, "size": size}, about_data, "data.") | {"columns": columns}
     options = {"steps": steps, "minutes": minutes, "seed": seed or None}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if len(given.keys() & {"steps", "minutes"}) == 1:  # one of them on the command line replaces either in the file
@@ -54,11 +61,18 @@ def run(
             )
 
     images = load_image_dataset(
-        about["path"], size=_size(about["size"]), channels=about["channels"], progress=count_progress("reading images")
+        about["path"],
+        size=_size(about["size"]),
+        channels=about["channels"],
+        columns=columns,
+        progress=count_progress("reading images"),
     )
     train_split, held_out = images.split(about["held_out"])
     settings = make_settings({"batch_size": batch_for(train_split.shape)} | asked)
-    described = describe_for_data(train_split, preset, network_named(changes))
+    if classifier:
+        described = describe_classifier(train_split, preset)
+    else:
+        described = describe_for_data(train_split, preset, network_named(changes), conditional=not unconditional)
     description = merged(described, changes.get("model", {}), "model.")
     for line in images.report.lines():
         typer.echo(line, err=dry_run)
@@ -66,7 +80,7 @@ def run(
         typer.echo(to_yaml({"data": about, "model": description, "train": settings.model_dump(mode="json")}), nl=False)
         return
 
-    model = DiffusionModel.from_description(description, settings.seed)
+    model: Model = Model.from_description(description, settings.seed)
     typer.echo(f"training on {len(train_split):,} images, {len(held_out):,} held out")
     for line in chosen(model):
         typer.echo(line)
@@ -83,7 +97,12 @@ def run(
         typer.echo(f"stopped at step {record.step}; saved in {out}. The same command goes on from there")
         return
     typer.echo(f"done at step {record.step}; saved in {out}")
-    typer.echo(f"now: diff-diffusion sample {out} -n 16 --out samples")
+    if isinstance(model, NoisyClassifier):
+        label = shlex.quote(model.class_names[0])
+        typer.echo(f"now: diff-diffusion sample RUN --classifier {out} --label {label} --guidance 3")
+        typer.echo("     where RUN is a model of the same data, such as one that was trained with --unconditional")
+    else:
+        typer.echo(f"now: diff-diffusion sample {out} -n 16 --out samples")
 
 
 def batch_for(shape: tuple[int, int, int]) -> int:
@@ -100,16 +119,24 @@ def _size(size: Any) -> int | tuple[int, int] | None:
     return parse_size(size)
 
 
-def chosen(model: DiffusionModel) -> list[str]:
+def chosen(model: Model) -> list[str]:
     """What was chosen for the data, a line each."""
+    shape = " × ".join(map(str, model.codec.data.shape))
+    size = f"{model.num_parameters / 1e6:.2f} M parameters, for {shape}"
+    if isinstance(model, NoisyClassifier):
+        return [
+            f"classifier: {type(model.network).__name__}, {size}",
+            *(f"tells {line}" for line in model.conditioner.summary()),
+            f"noised by: {type(model.process.time_map).__name__}, levels {type(model.levels).__name__}",
+        ]
+    assert isinstance(model, DiffusionModel)
     recipe, network = model.recipe, model.network
     process: Any = recipe.process
     learned = " and its variance" if isinstance(recipe.target, LearnedVariance) else ""
     target: Any = recipe.target.target if isinstance(recipe.target, LearnedVariance) else recipe.target
-    shape = " × ".join(map(str, model.codec.data.shape))
     steps = recipe.grid.num_steps
     return [
-        f"model: {type(network).__name__}, {model.num_parameters / 1e6:.2f} M parameters, for {shape}",
+        f"model: {type(network).__name__}, {size}",
         *(f"asked for {line}" for line in (model.conditioner.summary() if model.conditioner else ["nothing"])),
         f"process: {type(process.time_map).__name__}, scaling {process.scaling}; target {target.row}{learned}",
         f"sampler: {type(recipe.sampler).__name__} on {type(recipe.grid).__name__}, {steps} steps",

@@ -49,11 +49,11 @@ def write_sheets(model: Model, ema: Ema, data: ImageDataset, folder: Path, step:
 
     A model that is asked for more than a class is asked for what the first images of `data` are.
     """
-    with refusals(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     known = model.known(data.cond(range(min(SHEET, len(data)))))
     for weights, context in (("ema", ema.swapped()), ("raw", nullcontext())):
         with context:
             picture = model.sheet(known)
         if picture is not None:
+            with refusals(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             write_png(folder / f"step-{step:08d}-{weights}.png", picture)
