@@ -124,6 +124,7 @@ class Metadata:
         """The rows of one metadata file in `folder`, which is "" or ends in a slash."""
         name = folder + path.name
         key, matched, others, examples = "", 0, 0, []
+        named: dict[str, str] = {}
         for row, values in read_table(path, name):
             key = key or next((title for known in KEYS for title in values if title.strip().lower() == known), "")
             if not key:
@@ -141,8 +142,10 @@ class Metadata:
             self.rows.add(image)
             for title, value in values.items():
                 if title != key:
-                    named = unicodedata.normalize("NFC", title).strip()
-                    self.cells.setdefault(named, {}).setdefault(image, []).append(row._replace(value=value))
+                    if title not in named:
+                        named[title] = unicodedata.normalize("NFC", title).strip()
+                    cells = self.cells.setdefault(named[title], {})
+                    cells.setdefault(image, []).append(Cell(value, row.place, row.number))
         self.read[path.suffix] += 1
         if others and not matched:
             here = [repr(image.removeprefix(folder)) for image in self.images.values() if image.startswith(folder)]

@@ -67,8 +67,12 @@ def read_table(path: Path, name: str) -> Iterator[tuple[Cell, dict[str, Any]]]:
             raise DataError(
                 f"{name}, {unit} {number}: this is column number {len(seen)}: at most {MAX_COLUMNS} are read"
             )
-        row = {column: value for column, value in values.items() if value is not None and value != [] and value != ""}
+        row = {column: value for column, value in values.items() if not _is_missing(value)}
         yield Cell(None, f"{name}, {unit}", number), row
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def read_captions(path: Path, name: str) -> list[Cell]:
@@ -189,11 +193,14 @@ def _jsonl(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, parse_constant=_refused)
+    return _DECODER.decode(text)
 
 
 def _refused(constant: str) -> float:
     raise ValueError(f"{constant} is no number to train on, write null where it is missing")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refused)
 
 
 def _parquet(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
