@@ -192,6 +192,16 @@ def test_the_kind_is_inferred(folder: Path, form: str, name: str, values: list[A
         assert arrays.columns[name].kind == kind
 
 
+def test_what_a_terminal_would_obey_is_escaped(folder: Path) -> None:
+    row = {"kind\n": "\x1b[2Jgone", "text": "a\x07b" + "长" * 100}
+    lines(folder, *({"file_name": row_["file_name"]} | row for row_ in ROWS))
+    text = load_image_dataset(folder, columns={"kind": "class"}).report.lines()
+    assert any(r"kind: class, 1 names ('\x1b[2Jgone')" in line for line in text)
+    assert all(line.isprintable() and len(line) < 150 for line in text)
+    dataset = ImageDataset.from_arrays(np.zeros((1, 4, 4), np.uint8), columns={"a\nb": ["x"]})
+    assert dataset.report.columns == {r"'a\nb'": "text, such as 'x'"}
+
+
 def test_an_asked_for_kind_wins(folder: Path) -> None:
     lines(
         folder,
@@ -349,6 +359,16 @@ def test_masks_are_0_or_255_and_line_up(make: Make, tmp_path: Path) -> None:
     assert all(torch.equal(mask, wanted) for mask in masks[:3])
     assert masks[3] is None
     assert dataset.columns["inner_mask"].kind == "mask"
+
+
+def test_a_mask_takes_its_nearest_pixels(make: Make, tmp_path: Path) -> None:
+    make("0.png", 60, 60)
+    pixels = np.random.default_rng(0).integers(0, 2, (60, 60)).astype(np.uint8) * 255
+    (tmp_path / "m").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "m/0.png")
+    lines(tmp_path, {"file_name": "0.png", "mask": "m/0.png"})
+    (mask,) = load_image_dataset(tmp_path, size=20).cond([0])["mask"]
+    assert (mask[0].numpy() == pixels[1::3, 1::3]).all()
 
 
 def test_grey_conditions_have_one_channel(make: Make, tmp_path: Path) -> None:

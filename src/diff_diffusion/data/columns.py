@@ -96,7 +96,7 @@ class Column:
 
     def _known(self, known: Sequence[Any]) -> str:
         if self.kind == "class":
-            return f"{len(self.names)} names ({listed(self.names)})"
+            return f"{len(self.names)} names ({listed(map(named, self.names))})"
         if not known:
             return "none known"
         if self.kind == "number":
@@ -142,6 +142,11 @@ def _file_digest(path: Path) -> bytes:
         return b"null\0"
 
 
+def named(text: str) -> str:
+    """A name of a stranger's choice as part of a line: short, and nothing in it that a terminal would obey."""
+    return text if len(text) <= 60 and text.isprintable() else _short(text)
+
+
 def _short(text: str) -> str:
-    shown = repr(text)  # what a terminal would obey is escaped
+    shown = repr(text)
     return shown if len(shown) <= 60 else f"{shown[:58]}…{shown[0]}"

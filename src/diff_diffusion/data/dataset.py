@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from diff_diffusion import rng
 from diff_diffusion.data.arrays import channels_first, checked_columns, checked_labels
 from diff_diffusion.data.audit import account
-from diff_diffusion.data.columns import DERIVED, Column
+from diff_diffusion.data.columns import DERIVED, Column, named
 from diff_diffusion.data.images import Header, ImageFileError, read_image, read_mask
 from diff_diffusion.data.plan import Plan
 from diff_diffusion.data.report import DataReport
@@ -218,7 +218,7 @@ class ImageDataset(Dataset[Tensor]):
         known = checked_columns(columns or {}, count, store.shape)
         if labels is not None and "label" in known:
             raise DataError("there are labels and a column 'label': give one of them")
-        report.columns = {title: column.summary(range(count)) for title, column in known.items()}
+        report.columns = {named(title): column.summary(range(count)) for title, column in known.items()}
         return cls(store, np.arange(count), report, numbers, names, columns=known)
 
     def _read(self, index: int) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 from diff_diffusion.data.arrays import fitted
 from diff_diffusion.data.audit import account
 from diff_diffusion.data.builtin import BUILTIN
-from diff_diffusion.data.columns import Column
+from diff_diffusion.data.columns import Column, named
 from diff_diffusion.data.dataset import ImageDataset
 from diff_diffusion.data.folder import Found, existing, scan, walk
 from diff_diffusion.data.images import Header, pixels
@@ -148,6 +148,6 @@ def _assemble(
     report.found = len(headers)
     report.held_out = len(val)
     report.warnings += warnings
-    report.columns = {t: column.summary(rows) for t, column in known.items() if t != "label" or not is_labelled}
+    report.columns = {named(t): column.summary(rows) for t, column in known.items() if t != "label" or not is_labelled}
     held_out = ImageDataset(store, val, report, val_labels, names, columns=known) if len(val) else None
     return ImageDataset(store, train, report, train_labels, names, held_out, known)
