@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from diff_diffusion.data import ImageDataset
 
 CODEC_BATCH = 1024
+DROP_EACH = 0.1
+"""The share of samples trained without each one of several conditions."""
 CLASSIFIER_DROPOUT = 0.1
 SHRUNK_NOISE = 0.25
 """How noisy small images are made in training, so that they may be another model's samples."""
@@ -38,6 +41,9 @@ def describe_for_data(
         if column.kind in DERIVED or any(value is not None for value in column.values)
     }
     conditioner = {"type": "conditioner/conditions", "parts": conditions} if conditions else None
+    if len(conditions) > 1:  # asked for any of them alone, too
+        objective = replace(chosen.objective, drops=dict.fromkeys(conditions, DROP_EACH))
+        chosen = replace(chosen, objective=objective)
     with torch.device("meta"):
         made = build(conditioner)
     planes = made.planes if made is not None else 0

@@ -108,7 +108,9 @@ class Vector(Condition):
         return torch.stack(rows)
 
     def is_one(self, value: Any) -> bool:
-        return torch.as_tensor(value).ndim == 1 if not isinstance(value, list) or None not in value else False
+        if isinstance(value, list | tuple):
+            return all(isinstance(number, int | float) for number in value)
+        return getattr(value, "ndim", 0) == 1
 
     def embed(self, values: Tensor | None, keep: Tensor, x_t: Tensor) -> Embedded:
         if values is None:
