@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Real = TypeVar("Real", float, Tensor, "float | Tensor")
 
@@ -101,6 +102,15 @@ def mixed(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
 def mean_flat(x: Tensor) -> Tensor:
     """The mean over all axes but the first: [B, ...] to [B]."""
     return x.flatten(1).mean(1)
+
+
+def enlarged(images: Tensor, factor: int) -> Tensor:
+    """Images [B, C, h, w] of 0 to 255, in whole grey values, `factor` times larger: float32 [B, C, h factor, w factor].
+
+    Bilinear between the centres of pixels, and rounded again: what super-resolution sees in training and when asked.
+    """
+    whole = images.to(torch.float32).round()
+    return functional.interpolate(whole, scale_factor=factor, mode="bilinear", align_corners=False).round()
 
 
 @dataclass(frozen=True)
