@@ -232,6 +232,15 @@ def test_a_vocabulary_is_of_the_training_rows(make: Make, tmp_path: Path) -> Non
     assert dataset.val.cond([0, 1])["word"] == [1, None]
 
 
+def test_a_column_that_no_training_image_has_is_left_alone(make: Make, tmp_path: Path) -> None:
+    for name in ("train/0.png", "val/1.png"):
+        make(name)
+    lines(tmp_path, {"file_name": "train/0.png", "n": 1}, {"file_name": "val/1.png", "m": 1, "label": 3})
+    dataset = load_image_dataset(tmp_path)
+    assert set(dataset.columns) == {"n"}
+    assert "the column 'm' is known of no training image" in "\n".join(dataset.report.notes)
+
+
 def test_a_complete_label_is_the_class(folder: Path) -> None:
     rows = [{"file_name": row["file_name"], "label": "猫" if i % 2 else "dog"} for i, row in enumerate(ROWS)]
     lines(folder, *rows)

@@ -86,10 +86,13 @@ class Metadata:
         complete = self.kinds.get(LABEL) == "class" and all(file.name in labels for file in files)
         self._check(by_folder)
         notes = []
-        found = {
-            name: column(name, kind, [self.cells[name].get(file.name, []) for file in files], train)
-            for name, kind in self.kinds.items()
-        }
+        found: dict[str, Column] = {}
+        for name, kind in self.kinds.items():
+            rows = [self.cells[name].get(file.name, []) for file in files]
+            if any(row for row, is_train in zip(rows, train, strict=True) if is_train):
+                found[name] = column(name, kind, rows, train)
+            else:
+                notes.append(f"the column {name!r} is known of no training image, and is left alone")
         if by_folder and complete:
             notes.append("the classes are the metadata's label, not the folders")
         elif by_folder:
