@@ -31,12 +31,30 @@ RECIPE = {
 }
 UNET = {"channels": 2, "width": 8, "multipliers": [1, 2], "depth": 1, "attention": [2], "head_width": 8}
 DIT = {"channels": 2, "width": 16, "depth": 1, "heads": 2, "mlp_ratio": 2.0}
+TEXT_ENCODER = {"vocab": 260, "width": 8, "depth": 2, "heads": 2, "length": 16}
 
 EXAMPLES: dict[str, list[Description]] = {
     "codec/affine": [{"shape": [2, 4, 5], "mean": [3.5, 100.25], "std": [1.0, 64.1]}],
     "condition/class": [{"names": ["chat", "猫"], "width": 6}],
+    "condition/frozen_text": [
+        {
+            "folder": "encoders/文字",
+            "hash": "0123456789abcdef" * 4,
+            "token_width_in": 5,
+            "length": 7,
+            "width": 6,
+            "token_width": 4,
+        }
+    ],
     "condition/image": [{"shape": [1, 4, 5]}, {"shape": [3, 4, 5], "noise": 0.3}],
     "condition/number": [{"low": -2.0, "high": 3.5, "width": 6}],
+    "condition/text": [
+        {
+            "tokenizer": {"type": "tokenizer/byte_pairs", "merges": ["c a", "ca t"]},
+            "encoder": {"type": "encoder/text", **TEXT_ENCODER},
+            "width": 6,
+        }
+    ],
     "condition/vector": [{"mean": [0.5, -1.0, 3.0], "std": [1.0, 2.0, 0.25], "width": 6}],
     "conditioner/conditions": [
         {"parts": {"label": {"type": "condition/class", "names": ["chat", "猫"], "width": 6}}},
@@ -47,6 +65,7 @@ EXAMPLES: dict[str, list[Description]] = {
             }
         },
     ],
+    "encoder/text": [TEXT_ENCODER],
     "grid/churn": [{"grid": {"type": "grid/log_snr"}, "s_churn": 5.0, "s_min": 0.0, "s_max": 1000.0}],
     "grid/karras": [{"rho": 3.0, "sigma_min": 0.01, "sigma_max": 30.0}],
     "grid/log_snr": [{"log_snr_max": 8.0, "log_snr_min": -6.5}],
@@ -126,6 +145,7 @@ EXAMPLES: dict[str, list[Description]] = {
         {"betas": [0.02, 0.1, 0.4, 1.0]},
     ],
     "time_map/truncated": [TRUNCATED, {"time_map": {"type": "time_map/linear_beta"}, "log_snr_min": -4.0}],
+    "tokenizer/byte_pairs": [{"merges": []}, {"merges": ["ç ƌ", "çƌ «", "a t"]}],
 }
 
 
