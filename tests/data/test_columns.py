@@ -442,6 +442,11 @@ def test_shrunk_is_the_mean_enlarged_bilinearly() -> None:
     # Means 16 and 80; between their centres, 4 pixels apart, the line from one to the other.
     line = [16, 16, 24, 40, 56, 72, 80, 80]
     assert shrunk(pixels, 4).squeeze().tolist() == [line] * 4
+    # The small image has whole grey values, as one in a file: 264 / 16 = 16.5 is 16, and 1/8 of the way to 17 as well.
+    pixels[..., 1:, :4] = 0
+    pixels[..., 0, :4] = torch.tensor([255, 9, 0, 0])
+    pixels[..., 4:] = 17
+    assert shrunk(pixels, 4)[0, 0, 0].tolist() == [16, 16, 16, 16, 17, 17, 17, 17]
     constant = torch.full((2, 3, 8, 8), 201, dtype=torch.uint8)
     assert torch.equal(shrunk(constant, 2), constant)
 

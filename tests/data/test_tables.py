@@ -96,6 +96,7 @@ JSONL: list[tuple[str | bytes, list[str]]] = [
         ],
     ),
     ('{"file_name": "0.png", "n": [1]}\n{"file_name": "1.png", "n": 1}\n', ["lists of numbers", "and numbers"]),
+    ('{"file_name": "0.png", "n": 1}\n{"file_name": "1.png", "n": ["a"]}\n', ["holds numbers", "and lists of text"]),
     ('{"text": "a"}\n', ["line 1: no column names the image (there are 'text')"]),
     ('{"file_name": 7}\n', ["none of its 1 rows", "has 7, and"]),
 ]
