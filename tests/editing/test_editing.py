@@ -18,6 +18,7 @@ from diff_diffusion.core.time_maps import LinearLogSnr
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.editing import img2img, inpaint, interpolate, translate
 from diff_diffusion.errors import ConfigError, IncompatibleError
+from diff_diffusion.guidance import Between
 from diff_diffusion.rng import Noise
 from diff_diffusion.samplers import grid as grids
 from diff_diffusion.samplers.ancestral import Ancestral
@@ -190,5 +191,32 @@ def test_an_interpolation_ends_at_its_ends(model: DiffusionModel) -> None:
     assert steps.max() < 2.0 * steps.min()
     with pytest.raises(ConfigError, match="two ends"):
         interpolate(model, 1, 2, 1)
-    with pytest.raises(ConfigError, match="from 7 to itself"):
-        interpolate(model, 7, 7, 3)
+    with pytest.raises(ConfigError, match="7 to itself nothing changes"):
+        interpolate(model, 7, 7, 3, cond="猫")
+
+
+def test_from_one_class_to_another(model: DiffusionModel) -> None:
+    """The ends are the classes' own, the way between is even, and one seed twice changes nothing but the class."""
+    way = interpolate(model, 3, 3, 3, cond="猫", to_cond="dog", steps=8)
+    ends = [interpolate(model, 3, 4, 2, cond=name, steps=8)[0] for name in ("猫", "dog")]
+    assert (way[0] - ends[0]).abs().max() < 0.05
+    assert (way[-1] - ends[1]).abs().max() < 0.05
+    with pytest.raises(ConfigError, match="cond must say what the first one is"):
+        interpolate(model, 3, 4, 3, to_cond="dog")
+
+
+def test_between_two_gaussians_lies_the_gaussian_between_them() -> None:
+    """N(-1, 0.3) and N(1.2, 0.3): a quarter of the way it is N(-0.45, 0.3), at every noise level."""
+    exact = GaussianMixture(PROCESS, [[-1.0], [1.2]], [0.3, 0.3])
+    first, last = (Cond({"component": torch.full((5,), k)}) for k in (0, 1))
+    shares, x = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]).double(), torch.linspace(-2, 2, 5).double()[:, None]
+    for t in (0.3, 0.8, torch.full((5,), 0.6, dtype=torch.float64)):
+        mean = Between(exact, last, shares)(x, t, first).mean
+        for i, share in enumerate(shares.tolist()):
+            between = GaussianMixture(PROCESS, [[-1.0 + 2.2 * share]], [0.3])
+            assert torch.allclose(mean[i], between(x, t).mean[i], rtol=0, atol=1e-12)
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(ConfigError, match="from 0 to 1"):
+            Between(exact, last, torch.tensor([wrong]))
+    with pytest.raises(ConfigError, match="not nothing and component"):
+        Between(exact, last, shares)(x, 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_weights_are_positive_and_sum_to_one_at_every_place(length: int, size: i
     assert torch.allclose(total, torch.ones_like(total), rtol=0, atol=1e-14)
     # Neighbours share what was asked for, at least, rounded up to whole places.
     starts = [int(place[0]) for place in places] + ([length] if wrap else [])
-    steps = [b - a for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    steps = [b - a for a, b in pairwise(starts)]
     assert all(size - step >= math.floor(overlap * size) for step in steps)
 
 
@@ -173,7 +174,7 @@ class Chain(Denoiser):
 
 
 def seam(overlap: float, count: int = 4000) -> tuple[float, float, float]:
-    """The mean square difference of neighbours at the edges of windows of 12 in a row of 36, elsewhere, and its error."""
+    """Neighbours' mean square difference at the edges of windows of 12 in a row of 36, elsewhere, and its error."""
     times, places = grids.LogSnr(12, 8.0, -8.0), _windows(36, 12, overlap, False)[0]
     rows = sample(Windowed(Chain(), (1, 12), overlap), Multistep(2), times, (1, 1, 36), noise=Noise(range(count)))
     apart = (rows[..., 1:] - rows[..., :-1]).square().double().mean((0, 1, 2))
@@ -183,7 +184,7 @@ def seam(overlap: float, count: int = 4000) -> tuple[float, float, float]:
 
 
 def test_neighbours_are_as_like_at_the_windows_edges_as_elsewhere() -> None:
-    """Windows half covered by the next leave no seam; side by side they do: neighbours there know nothing of another."""
+    """Windows half covered by the next leave no seam; side by side they do: neighbours there are strangers."""
     there, elsewhere, error = seam(0.5)
     assert abs(there - elsewhere) < 3 * error / math.sqrt(5)  # five edges
     there, elsewhere, error = seam(0.0)

@@ -1,5 +1,6 @@
 """Guidance: Denoiser to Denoiser. It moves a posterior; processes, samplers and networks do not know of it."""
 
+from diff_diffusion.guidance.between import Between
 from diff_diffusion.guidance.bounds import Clipped, DynamicallyClipped
 from diff_diffusion.guidance.evidence import ClassifierGuided
 from diff_diffusion.guidance.levels import ClassifierFreePP, Interval
@@ -10,6 +11,7 @@ from diff_diffusion.guidance.windows import Windowed
 
 __all__ = [  # noqa: RUF022  (an acronym has its place in the alphabet)
     "Autoguided",
+    "Between",
     "ClassifierFree",
     "ClassifierFreePP",
     "ClassifierGuided",
