@@ -18,13 +18,16 @@ from diff_diffusion.models import LABEL, Model
 NONE = "none"
 
 
-def asked(model: Model, label: str | None, prompt: str | None, cond: Sequence[str]) -> dict[str, Any] | None:
+def asked(
+    model: Model, label: str | None, prompt: str | None, cond: Sequence[str], size: tuple[int, int] | None = None
+) -> dict[str, Any] | None:
     """One sample's conditions by name; None where nothing is asked.
 
     Args:
         label: a class; "none", where no class is called that, for no label.
         prompt: a caption, for the one condition that reads text.
         cond: NAME=VALUE for any others: a number, numbers with commas between, an image's path, a class, a caption.
+        size: (height, width) that images are brought to, the sample's; the model's own where None.
 
     Raises:
         ConfigError: the model takes no such thing, or two of the three say the same.
@@ -51,7 +54,7 @@ def asked(model: Model, label: str | None, prompt: str | None, cond: Sequence[st
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise ConfigError(f"{listed(twice)} is said twice")
-    return {name: value if value is None else _read(name, parts[name], value) for name, value in said} or None
+    return {name: value if value is None else _read(name, parts[name], value, size) for name, value in said} or None
 
 
 def _only(model: Model, option: str, value: str, names: list[str]) -> str:
@@ -68,7 +71,7 @@ def _only(model: Model, option: str, value: str, names: list[str]) -> str:
     raise ConfigError(f"{option} {value}: this model takes none; it is asked for {listed(takes) or 'nothing'}")
 
 
-def _read(name: str, part: Any, value: str) -> Any:
+def _read(name: str, part: Any, value: str, size: tuple[int, int] | None) -> Any:
     try:
         if isinstance(part, Number):
             return float(value)
@@ -78,5 +81,6 @@ def _read(name: str, part: Any, value: str) -> Any:
         wanted = "a number" if isinstance(part, Number) else "numbers with commas between"
         raise ConfigError(f"{name} is {wanted}, and {value!r} is not") from None
     if isinstance(part, ImageBeside):
-        return torch.from_numpy(read_image(Path(value), (part.shape[0], part.shape[1], part.shape[2])))
+        height, width = size or part.shape[1:]
+        return torch.from_numpy(read_image(Path(value), (part.shape[0], height, width)))
     return value
