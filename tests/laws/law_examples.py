@@ -32,8 +32,18 @@ RECIPE = {
 UNET = {"channels": 2, "width": 8, "multipliers": [1, 2], "depth": 1, "attention": [2], "head_width": 8}
 DIT = {"channels": 2, "width": 16, "depth": 1, "heads": 2, "mlp_ratio": 2.0}
 TEXT_ENCODER = {"vocab": 260, "width": 8, "depth": 2, "heads": 2, "length": 16}
+ENCODER = {
+    "channels": 2,
+    "num_classes": 3,
+    "width": 8,
+    "multipliers": [1, 2],
+    "depth": 1,
+    "attention": [2],
+    "head_width": 8,
+}
 
 EXAMPLES: dict[str, list[Description]] = {
+    "classifier/unet_encoder": [ENCODER, {**ENCODER, "multipliers": [1, 2, 1], "depth": 2, "attention": []}],
     "codec/affine": [{"shape": [2, 4, 5], "mean": [3.5, 100.25], "std": [1.0, 64.1]}],
     "condition/class": [{"names": ["chat", "猫"], "width": 6}],
     "condition/frozen_text": [
@@ -80,6 +90,18 @@ EXAMPLES: dict[str, list[Description]] = {
         {"start": 0.6},
         {"start": 1.0, "grid": {"type": "grid/leading"}},
         {"start": 0.45, "grid": {"type": "grid/restart"}},
+    ],
+    "model/classifier": [
+        {
+            "network": {"type": "classifier/unet_encoder", **ENCODER},
+            "codec": {"type": "codec/affine", "shape": [2, 4, 5], "mean": [3.5, 100.25], "std": [1.0, 64.1]},
+            "process": {"type": "process/gaussian", "time_map": TRUNCATED},
+            "conditioner": {
+                "type": "conditioner/conditions",
+                "parts": {"label": {"type": "condition/class", "names": ["chat", "猫", "犬"], "width": 0}},
+            },
+            "levels": {"type": "levels/normal", "std": 3.0},
+        }
     ],
     "model/diffusion": [
         {

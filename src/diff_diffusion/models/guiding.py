@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from diff_diffusion.core.denoiser import Denoiser
+from diff_diffusion.core.denoiser import LOG_SNR_LIMIT, Denoiser
 from diff_diffusion.errors import ConfigError, listed
 from diff_diffusion.guidance.evidence import ClassifierGuided
 from diff_diffusion.guidance.levels import ClassifierFreePP, Interval
@@ -81,17 +81,17 @@ class Guidance:
 
     def around(self, model: DiffusionModel, sampler: Sampler, times: Sequence[float]) -> Denoiser:
         """The model's denoiser, guided. `sampler` and `times` are what will walk it."""
-        guided = self._guided(model, sampler, times)
-        if self.interval is None:
+        guided, plain = self._guided(model, sampler, times), model.denoiser
+        if self.interval is None and self.classifier is None:
             return guided
         log_snr = model.recipe.process.time_map.log_snr
-        low, high = log_snr(self.interval[1]), log_snr(self.interval[0])
-        if self.interval[0] == 0.0:
-            high = math.inf
-        plain: Denoiser = model.denoiser
-        if self.classifier is not None:
-            plain = ClassifierGuided(plain, self.classifier.log_prob, 0.0)
-        return Interval(guided, plain, low, high)
+        first, last = self.interval or (0.0, 1.0)
+        low, high = log_snr(first), log_snr(last)
+        if self.classifier is None:
+            return Interval(guided, plain, low, high)
+        # In pure noise no class can be told, and there σ²/α makes an infinity of what the classifier has wrong.
+        unguided = ClassifierGuided(plain, self.classifier.log_prob, 0.0)
+        return Interval(guided, unguided, max(low, -LOG_SNR_LIMIT), high)
 
     def _guided(self, model: DiffusionModel, sampler: Sampler, times: Sequence[float]) -> Denoiser:
         if self.classifier is not None:
