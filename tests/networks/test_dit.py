@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from diff_diffusion.cond import Embedded
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.networks.attention import rotated
-from diff_diffusion.networks.dit import LEVEL_FEATURES, DiT
+from diff_diffusion.networks.dit import DiT
 from diff_diffusion.networks.embeddings import axial_angles
+from diff_diffusion.networks.transformer import LEVEL_FEATURES
 from diff_diffusion.registry import build
 from diff_diffusion.rng import Noise
 
@@ -114,7 +116,9 @@ def test_positions_tell_every_place_from_every_other(positions: str) -> None:
 def test_without_positions_places_could_be_permuted(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test before: what tells places apart is positions and nothing else."""
     network = made(positions=positions, patch=1)
-    monkeypatch.setattr("diff_diffusion.networks.dit.axial_angles", lambda r, c, n, *_: torch.zeros(r * c, 2 * n))
+    monkeypatch.setattr(
+        "diff_diffusion.networks.transformer.axial_angles", lambda r, c, n, *_: torch.zeros(r * c, 2 * n)
+    )
     x = Noise([1]).normal((1, 1, 4, 4))
     moved = network(x.flip(3).transpose(2, 3), torch.zeros(1)).transpose(2, 3).flip(3)
     assert torch.allclose(moved, network(x, torch.zeros(1)), atol=1e-5)
@@ -196,7 +200,7 @@ def test_the_whole_is_its_parts() -> None:
     normed = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
     left = ((normed * (1 + scale) + shift) @ network.leave.weight.T + network.leave.bias).reshape(2, 3, 2, 2, 2)
     expected = torch.cat([torch.cat(list(row), dim=2) for row in left], dim=1)
-    assert torch.allclose(network(x, log_snr, cond)[0], expected, rtol=1e-8)
+    assert torch.allclose(network(x, log_snr, Embedded(cond))[0], expected, rtol=1e-8)
 
 
 @pytest.mark.filterwarnings("error")

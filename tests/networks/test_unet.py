@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diff_diffusion.errors import ConfigError
-from diff_diffusion.networks.attention import ImageAttention, attend
+from diff_diffusion.networks.attention import CrossAttention, ImageAttention
 from diff_diffusion.networks.embeddings import LogSnrEmbedding
 from diff_diffusion.networks.unet import UNet
 from diff_diffusion.rng import Noise
@@ -30,6 +30,8 @@ SMALL = {"channels": 1, "width": 8, "multipliers": (1, 2), "depth": 1, "attentio
         ({"cond_width": -1}, "cond_width"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
+        ({"token_width": -1, "attention": (2,)}, "token_width must be from 0 to 65536, not -1"),
+        ({"token_width": 4}, r"token_width is 4 and nothing attends: name at least one of \[1, 2\] in attention"),
     ],
 )
 def test_bad_arguments_are_refused(change: dict[str, object], says: str) -> None:
@@ -47,35 +49,19 @@ def test_a_size_that_fits_is_not_padded() -> None:
     assert torch.equal(network(x, torch.zeros(1)), by_hand)
 
 
-def test_attention_is_softmax_attention() -> None:
-    """softmax(q kᵀ / √d) v, head by head."""
-    q, k, v = Noise(range(3)).normal((3, 2, 5, 6)).double().unbind(0)
-    expected = torch.empty(2, 5, 6, dtype=torch.float64)
-    for head in (slice(0, 3), slice(3, 6)):
-        scores = q[..., head] @ k[..., head].transpose(1, 2) / 3**0.5
-        expected[..., head] = scores.softmax(-1) @ v[..., head]
-    assert torch.allclose(attend(q, k, v, heads=2), expected, rtol=1e-10)
-
-
-def test_attention_starts_as_the_identity_and_mixes_places() -> None:
-    torch.manual_seed(0)
-    attention = ImageAttention(8, 4, torch.nn.GroupNorm(2, 8))
-    x = Noise([1]).normal((1, 8, 3, 5))
-    assert torch.equal(attention(x), x)
-    torch.nn.init.normal_(attention.out.weight)
-    x.requires_grad_()
-    (gradient,) = torch.autograd.grad(attention(x)[0, :, 0, 0].sum(), x)
-    assert (gradient[0].abs().sum(0) > 0).all()
-
-
-def test_attention_keeps_each_place_at_its_place() -> None:
-    """Permuting the places of the input permutes the output: no axis is mixed up on the way to tokens and back."""
-    torch.manual_seed(0)
-    attention = ImageAttention(8, 4, torch.nn.GroupNorm(2, 8)).double()
-    torch.nn.init.normal_(attention.out.weight)
-    x = Noise([1]).normal((1, 8, 3, 5)).double()
-    flipped = attention(x.flip(2, 3))
-    assert torch.allclose(flipped.flip(2, 3), attention(x), rtol=1e-10, atol=1e-12)
+def test_places_attend_to_tokens_wherever_they_attend_to_one_another() -> None:
+    """After it, in the middle too; and without tokens the network is the one it is without a token width."""
+    sizes = SMALL | {"multipliers": (1, 2, 2), "attention": (2,), "depth": 2}
+    plain, reads = UNet(**sizes), UNet(**sizes, token_width=5)  # type: ignore[arg-type]
+    kinds = [type(module) for module in reads.modules() if isinstance(module, CrossAttention | ImageAttention)]
+    assert kinds == [ImageAttention, CrossAttention] * (2 + 1 + 3)
+    ours = {name for name in reads.state_dict() if name not in plain.state_dict()}
+    cross = [name for name, module in reads.named_modules() if isinstance(module, CrossAttention)]
+    assert ours == {f"{name}.{own}" for name in cross for own in reads.get_submodule(cross[0]).state_dict()}
+    torch.nn.init.normal_(reads.leave.weight)
+    plain.load_state_dict({name: value for name, value in reads.state_dict().items() if name not in ours})
+    x = Noise([1, 2]).normal((2, 1, 8, 8))
+    assert torch.equal(reads(x, torch.zeros(2)), plain(x, torch.zeros(2)))
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -1,4 +1,4 @@
-"""Self-attention: the one call to scaled_dot_product_attention, and the turning of queries and keys."""
+"""Attention: the one call to scaled_dot_product_attention, the turning of queries and keys, and images that attend."""
 
 from __future__ import annotations
 
@@ -7,10 +7,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Multi-head attention of [B, L, C] tensors, C a multiple of heads, to [B, L, C]."""
-    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Multi-head attention of q [B, L, C] to k and v [B, M, C], C a multiple of heads, to [B, L, C].
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        heads: the number of them.
+        mask: bool [B, M], true where there is something to attend to; None where there is everywhere. A sample with
+            nothing to attend to gets zeros.
+    """
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    if mask is None:
+        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    # A softmax over nothing is NaN in some kernels, and so is its gradient: such a sample attends to all, unheard.
+    nothing = ~mask.any(dim=1)[:, None, None, None]
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None] | nothing)
+    return mixed.masked_fill(nothing, 0.0).transpose(1, 2).flatten(2)
+
+
+def normed(x: Tensor, gain: Tensor) -> Tensor:
+    """Queries or keys [..., D] at root mean square 1, times gain [D].
+
+    Without it attention can grow until half precision overflows.
+    """
+    return functional.rms_norm(x, x.shape[-1:], eps=1e-6) * gain
 
 
 def rotated(x: Tensor, angles: Tensor) -> Tensor:
@@ -32,8 +54,7 @@ class ImageAttention(nn.Module):
 
     def __init__(self, channels: int, head_width: int, norm: nn.Module) -> None:
         super().__init__()
-        # As many heads of about head_width as divide the channels evenly.
-        self.heads = next(heads for heads in range(max(1, channels // head_width), 0, -1) if channels % heads == 0)
+        self.heads = _heads(channels, head_width)
         self.norm = norm
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -46,3 +67,37 @@ class ImageAttention(nn.Module):
         mixed = self.out(attend(q, k, v, self.heads))
         out: Tensor = x + mixed.transpose(1, 2).reshape(x.shape)
         return out
+
+
+class CrossAttention(nn.Module):
+    """Residual attention from the places of an image to tokens, [B, C, H, W] to the same.
+
+    Starts as the identity, and always is for a sample without tokens: nothing is added where nothing is attended to.
+    """
+
+    def __init__(self, channels: int, token_width: int, head_width: int, norm: nn.Module) -> None:
+        super().__init__()
+        self.heads = _heads(channels, head_width)
+        self.norm = norm
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(token_width, 2 * channels)
+        self.gain = nn.Parameter(torch.ones(2, channels // self.heads))
+        self.out = nn.Linear(channels, channels, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B, C, H, W], tokens [B, L, token_width], mask bool [B, L] or None."""
+        q = self.q(self.norm(x).flatten(2).transpose(1, 2))
+        k, v = self.kv(tokens).chunk(2, dim=-1)
+        q, k = (
+            normed(y.unflatten(-1, (self.heads, -1)), gain).flatten(2)
+            for y, gain in zip((q, k), self.gain, strict=True)
+        )
+        mixed = self.out(attend(q, k, v, self.heads, mask))
+        out: Tensor = x + mixed.transpose(1, 2).reshape(x.shape)
+        return out
+
+
+def _heads(channels: int, head_width: int) -> int:
+    """As many heads of about head_width as divide the channels evenly."""
+    return next(heads for heads in range(max(1, channels // head_width), 0, -1) if channels % heads == 0)

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from diff_diffusion.cond import Embedded
 from diff_diffusion.errors import ConfigError
-from diff_diffusion.networks.attention import attend, rotated
-from diff_diffusion.networks.embeddings import LogSnrEmbedding, axial_angles
+from diff_diffusion.networks.blocks import Block
+from diff_diffusion.networks.transformer import PatchTransformer
 from diff_diffusion.registry import register
-
-POSITIONS = ("rotary", "sincos")
-LEVEL_FEATURES = 256
-# Rotary frequencies are chosen for grids of tens of patches, the paper's sines and cosines as for text.
-ROTARY_BASE, SINCOS_BASE = 100.0, 10_000.0
 
 # The paper's sizes, on its positions. Patches of 2, 4 and 8 of each.
 _SIZES = {
@@ -30,46 +25,8 @@ _NAMED = {
 }
 
 
-class DiTBlock(nn.Module):
-    """Attention and MLP; each normed, scaled and shifted, then gated, by the embedding. Starts as the identity."""
-
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.modulation = _zero(nn.Linear(width, 6 * width))
-        self.qkv = _xavier(nn.Linear(width, 3 * width))
-        # Without a norm of queries and keys attention can grow until half precision overflows.
-        self.gain = nn.Parameter(torch.ones(2, width // heads))
-        self.out = _xavier(nn.Linear(width, width))
-        self.mlp = nn.Sequential(
-            _xavier(nn.Linear(width, hidden)),
-            nn.GELU(approximate="tanh"),
-            nn.Dropout(dropout),
-            _xavier(nn.Linear(hidden, width)),
-        )
-
-    def forward(self, x: Tensor, emb: Tensor, angles: Tensor | None) -> Tensor:
-        """x [B, L, width], emb [B, width], angles [L or B × L, head width / 2] or None, to [B, L, width]."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(emb)[:, None].chunk(6, dim=-1)
-        x = x + gate_a * self._attention(_modulated(x, shift_a, scale_a), angles)
-        x = x + gate_m * self.mlp(_modulated(x, shift_m, scale_m))
-        return x
-
-    def _attention(self, x: Tensor, angles: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k = (
-            functional.rms_norm(y, y.shape[-1:], eps=1e-6) * gain for y, gain in zip((q, k), self.gain, strict=True)
-        )
-        if angles is not None:
-            q, k = rotated(q, angles), rotated(k, angles)
-        # The norm and the angles may be in float32 where the rest is not.
-        q, k, v = (y.to(v.dtype).flatten(2) for y in (q, k, v))
-        mixed: Tensor = self.out(attend(q, k, v, self.heads))
-        return mixed
-
-
 @register("network/dit", **_NAMED)
-class DiT(nn.Module):
+class DiT(PatchTransformer):
     """The diffusion transformer of Peebles & Xie with normed queries and keys, for [B, C, H, W] of any H and W.
 
     The image is cut into patches, zero-padded to whole ones and cropped again. Positions come from the patches' grid
@@ -97,6 +54,8 @@ class DiT(nn.Module):
     arXiv 2501.04765.
     """
 
+    called = "a DiT"
+
     def __init__(
         self,
         channels: int,
@@ -111,75 +70,22 @@ class DiT(nn.Module):
         drop_tokens: float = 0.0,
         out_channels: int | None = None,
     ) -> None:
-        super().__init__()
-        self.channels, self.patch, self.width, self.depth, self.heads = channels, patch, width, depth, heads
-        self.cond_width, self.mlp_ratio, self.positions = cond_width, mlp_ratio, positions
-        self.dropout, self.drop_tokens, self.out_channels = dropout, drop_tokens, out_channels
-        self._check()
-        self.level = LogSnrEmbedding(LEVEL_FEATURES, width)
-        self.cond = nn.Linear(cond_width, width, bias=False) if cond_width else None
-        self.enter = _xavier(nn.Linear(channels * patch**2, width))
-        hidden = int(width * mlp_ratio)
-        self.blocks = nn.ModuleList([DiTBlock(width, heads, hidden, dropout) for _ in range(depth)])
-        self.modulation = _zero(nn.Linear(width, 2 * width))
-        self.leave = _zero(nn.Linear(width, (out_channels or channels) * patch**2))
+        self.drop_tokens = drop_tokens
+        super().__init__(channels, patch, width, depth, heads, cond_width, mlp_ratio, positions, dropout, out_channels)
 
     def _check(self) -> None:
-        for name, value, low, high in [
-            ("channels", self.channels, 1, 4096),
-            ("patch", self.patch, 1, 64),
-            ("width", self.width, 4, 8192),
-            ("depth", self.depth, 1, 128),
-            ("heads", self.heads, 1, 256),
-            ("cond_width", self.cond_width, 0, 65536),
-            ("mlp_ratio", self.mlp_ratio, 0.5, 16),
-            ("out_channels", self.out_channels or 1, 1, 4096),
-        ]:
-            if not low <= value <= high:
-                raise ConfigError(f"a DiT's {name} must be from {low} to {high}, not {value}")
-        if self.width % (4 * self.heads):
-            raise ConfigError(
-                f"a DiT's width must be a multiple of 4 × heads = {4 * self.heads}, not {self.width}: "
-                f"{max(1, self.width // (4 * self.heads)) * 4 * self.heads} would do"
-            )
-        if self.positions not in POSITIONS:
-            raise ConfigError(f"a DiT's positions must be one of {', '.join(POSITIONS)}, not {self.positions!r}")
-        for name, share in (("dropout", self.dropout), ("drop_tokens", self.drop_tokens)):
-            if not 0.0 <= share < 1.0:
-                raise ConfigError(f"{name} must be at least 0 and below 1, not {share}")
+        super()._check()
+        if not 0.0 <= self.drop_tokens < 1.0:
+            raise ConfigError(f"drop_tokens must be at least 0 and below 1, not {self.drop_tokens}")
         if self.drop_tokens and self.depth < 2:
             raise ConfigError("drop_tokens needs a depth of at least 2: the last block sees every token")
 
-    def forward(self, x: Tensor, log_snr: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], log_snr [B] in ±20, cond [B, cond_width] or None, to [B, out_channels, H, W]."""
-        height, width = x.shape[-2:]
-        x = functional.pad(x, (0, -width % self.patch, 0, -height % self.patch))
-        rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
-        emb = self.level(log_snr)
-        if self.cond is not None and cond is not None:
-            emb = emb + self.cond(cond)
-        emb = functional.silu(emb)
+    def _block(self, index: int) -> nn.Module:
+        return Block(self.width, self.heads, int(self.width * self.mlp_ratio), self.dropout)
 
-        tokens = self.enter(functional.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2))
-        angles, added = self._positions(rows, columns, tokens)
-        tokens = self._blocks(tokens, emb, angles, added)
-        shift, scale = self.modulation(emb)[:, None].chunk(2, dim=-1)
-        patches = self.leave(_modulated(tokens, shift, scale)).transpose(1, 2).unflatten(2, (rows, columns))
-        return functional.pixel_shuffle(patches, self.patch)[..., :height, :width]
-
-    def _positions(self, rows: int, columns: int, like: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The angles that queries and keys are turned by, and what is added to tokens."""
-        if self.positions == "rotary":
-            return axial_angles(rows, columns, self.width // self.heads // 4, ROTARY_BASE, like.device), like.new_zeros(
-                1
-            )
-        angles = axial_angles(rows, columns, self.width // 4, SINCOS_BASE, like.device)
-        return None, torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)
-
-    def _blocks(self, tokens: Tensor, emb: Tensor, angles: Tensor | None, added: Tensor) -> Tensor:
+    def _through(self, x: Tensor, emb: Tensor, angles: Tensor | None, cond: Embedded | None) -> Tensor:
         last = max(1, self.depth // 4) if self.training and self.drop_tokens else self.depth
-        count, length, width = tokens.shape
-        x = tokens + added
+        count, length, width = x.shape
         if last < self.depth:
             keep = max(1, round(length * (1 - self.drop_tokens)))
             # Torch's global numbers, which training seeds at each step: as for dropout.
@@ -195,19 +101,3 @@ class DiT(nn.Module):
         for block in self.blocks[self.depth - last :]:
             x = block(x, emb, angles)
         return x
-
-
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
-
-
-def _zero(linear: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
-def _xavier(linear: nn.Linear) -> nn.Linear:
-    nn.init.xavier_uniform_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear

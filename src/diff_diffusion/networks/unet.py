@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diff_diffusion.cond import Embedded
 from diff_diffusion.errors import ConfigError
-from diff_diffusion.networks.attention import ImageAttention
+from diff_diffusion.networks.attention import CrossAttention, ImageAttention
 from diff_diffusion.networks.embeddings import LogSnrEmbedding
 from diff_diffusion.registry import register
 
@@ -65,11 +66,12 @@ class UNet(nn.Module):
         cond_width: the embedded condition's size; 0 for none.
         dropout: share of activations dropped in blocks.
         out_channels: of the output; the data's when None.
+        token_width: of the condition's tokens, to which places attend wherever they attend to one another; 0 for none.
 
     Raises:
-        ConfigError: a size out of range or an attention factor that no level has.
+        ConfigError: a size out of range, an attention factor that no level has, or tokens and nothing that attends.
 
-    Source: arXiv 2006.11239; arXiv 2105.05233.
+    Source: arXiv 2006.11239; arXiv 2105.05233; attention to tokens after arXiv 2112.10752.
     """
 
     def __init__(
@@ -83,9 +85,10 @@ class UNet(nn.Module):
         cond_width: int = 0,
         dropout: float = 0.0,
         out_channels: int | None = None,
+        token_width: int = 0,
     ) -> None:
         super().__init__()
-        self.out_channels = out_channels
+        self.out_channels, self.token_width = out_channels, token_width
         self.channels, self.width, self.multipliers, self.depth = channels, width, tuple(multipliers), depth
         self.attention, self.head_width, self.cond_width, self.dropout = (
             tuple(attention),
@@ -142,6 +145,7 @@ class UNet(nn.Module):
             ("out_channels", self.out_channels or 1, 1, 4096),
             ("cond_width", self.cond_width, 0, 65536),
             ("head_width", self.head_width, 1, 4096),
+            ("token_width", self.token_width, 0, 65536),
         ]:
             if not low <= value <= high:
                 raise ConfigError(f"a U-Net's {name} must be from {low} to {high}, not {value}")
@@ -152,45 +156,56 @@ class UNet(nn.Module):
         odd = [factor for factor in self.attention if factor not in factors]
         if odd:
             raise ConfigError(f"attention at {odd}: this U-Net's levels downsample by {factors}")
+        if self.token_width and not self.attention:
+            raise ConfigError(
+                f"token_width is {self.token_width} and nothing attends: name at least one of {factors} in attention"
+            )
 
     def _stage(self, channels_in: int, channels_out: int, emb_width: int, attends: bool) -> nn.ModuleList:
         stage = nn.ModuleList([ResidualBlock(channels_in, channels_out, emb_width, self.dropout)])
         if attends:
             stage.append(ImageAttention(channels_out, self.head_width, _norm(channels_out)))
+            if self.token_width:
+                stage.append(CrossAttention(channels_out, self.token_width, self.head_width, _norm(channels_out)))
         return stage
 
-    def forward(self, x: Tensor, log_snr: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], log_snr [B] in ±20, cond [B, cond_width] or None, to [B, out_channels, H, W]."""
+    def forward(self, x: Tensor, log_snr: Tensor, cond: Embedded | None = None) -> Tensor:
+        """x [B, C, H, W], log_snr [B] in ±20, what it reads of cond or None, to [B, out_channels, H, W]."""
         height, width = x.shape[-2:]
         factor = 2 ** (len(self.multipliers) - 1)
         if height % factor or width % factor:
             x = functional.pad(x, (0, -width % factor, 0, -height % factor))
         emb = self.level(log_snr)
-        if self.cond is not None and cond is not None:
-            emb = emb + self.cond(cond)
+        if self.cond is not None and cond is not None and cond.vector is not None:
+            emb = emb + self.cond(cond.vector)
         emb = functional.silu(emb)
 
         x = self.enter(x)
         skips = [x]
         for index, blocks in enumerate(self.down):
             for stage in blocks.children():
-                x = _run(stage, x, emb)
+                x = _run(stage, x, emb, cond)
                 skips.append(x)
             if index < len(self.shrink):
                 x = self.shrink[index](x)
                 skips.append(x)
         for stage in self.middle:
-            x = _run(stage, x, emb)
+            x = _run(stage, x, emb, cond)
         for index, blocks in enumerate(self.up):
             for stage in blocks.children():
-                x = _run(stage, torch.cat([x, skips.pop()], dim=1), emb)
+                x = _run(stage, torch.cat([x, skips.pop()], dim=1), emb, cond)
             if index < len(self.grow):
                 x = self.grow[index](functional.interpolate(x, scale_factor=2.0, mode="nearest"))
         x = self.leave(functional.silu(self.norm(x)))
         return x[..., :height, :width]
 
 
-def _run(stage: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+def _run(stage: nn.Module, x: Tensor, emb: Tensor, cond: Embedded | None) -> Tensor:
     block, *attention = stage.children()
     x = block(x, emb)
-    return attention[0](x) if attention else x
+    for attend in attention:
+        if isinstance(attend, ImageAttention):
+            x = attend(x)
+        elif cond is not None and cond.tokens is not None:
+            x = attend(x, cond.tokens, cond.mask)
+    return x
