@@ -128,6 +128,24 @@ def test_values_that_are_not_what_was_asked_for(folder: Path, kind: str, value: 
     assert part in said(folder, "metadata.jsonl", json.dumps({"file_name": "0.png", "x": value}), x=kind)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"file_name": "x" * 900_000},
+        {"file" + "x" * 900_000: "0.png"},
+        {"file_name": "0.png", "c" * 900_000: [1, "a"] * 3, "d" * 90_000: {}, "text": [[]]},
+        {"file_name": "0.png", "c" * 100_000: 1e999},
+    ],
+)
+def test_an_error_is_never_as_long_as_what_it_is_about(folder: Path, row: dict[str, Any]) -> None:
+    (folder / "metadata.jsonl").write_text(json.dumps(row).replace("Infinity", "1e999") + "\n")
+    try:
+        text = "\n".join(load_image_dataset(folder).report.lines())
+    except DataError as error:
+        text = str(error)
+    assert len(text) < 1200
+
+
 def test_an_endless_line_is_read_no_further_than_a_megabyte(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("metadata.jsonl", "metadata.csv"):
         with (folder / name).open("wb") as file:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diff_diffusion.data.report import short
 from diff_diffusion.errors import ConfigError, listed
 from diff_diffusion.tensors import enlarged
 
@@ -106,8 +107,8 @@ class Column:
         if self.kind == "text":
             fewest, most = min(map(len, known)), max(map(len, known))
             several = "" if most == 1 else f"{fewest} to {most} each, " if fewest != most else f"{most} each, "
-            return f"{several}such as {_short(known[0][0])}"
-        what = f", such as {_short(known[0])}" if isinstance(known[0], str) else " in memory"
+            return f"{several}such as {short(known[0][0])}"
+        what = f", such as {short(known[0])}" if isinstance(known[0], str) else " in memory"
         return f"{self.channels} channel{'s' if self.channels > 1 else ''}{what}"
 
     def contents(self, rows: Sequence[int], root: Path) -> Iterator[bytes]:
@@ -143,10 +144,5 @@ def _file_digest(path: Path) -> bytes:
 
 
 def named(text: str) -> str:
-    """A name of a stranger's choice as part of a line: short, and nothing in it that a terminal would obey."""
-    return text if len(text) <= 60 and text.isprintable() else _short(text)
-
-
-def _short(text: str) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 60 else f"{shown[:58]}…{shown[0]}"
+    """A name of a stranger's choice in a line: as it is, if that is safe."""
+    return text if len(text) <= 60 and text.isprintable() else short(text)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from diff_diffusion.data.columns import GIVEN, Column
 from diff_diffusion.data.images import EXTENSIONS
+from diff_diffusion.data.report import short
 from diff_diffusion.data.tables import Cell, typed
 from diff_diffusion.errors import ConfigError, DataError
 
@@ -50,7 +51,8 @@ def asked(name: str, text: str) -> tuple[str, int]:
     if not factor and kind in (*GIVEN, "grey", IGNORE):
         return kind, 1
     raise ConfigError(
-        f"column {name!r}: {text!r} is no kind; there are {', '.join(GIVEN)}, {IGNORE}, grey, and shrunk:2, shrunk:4 …"
+        f"column {short(name)}: {text!r} is no kind; there are {', '.join(GIVEN)}, {IGNORE}, grey, and shrunk:2, "
+        "shrunk:4 …"
     )
 
 
@@ -77,8 +79,8 @@ def infer(name: str, cells: Sequence[Cell], is_image: Callable[[Cell], bool]) ->
     if len(first) > 1:
         (one, there), (other, here) = list(first.items())[:2]
         raise DataError(
-            f"column {name!r} holds {one} ({there.where}) and {other} ({here.where}): use one type, or say its kind, "
-            f"such as columns={{{name!r}: 'text'}} or 'ignore'"
+            f"column {short(name)} holds {one} ({there.where}) and {other} ({here.where}): use one type, or "
+            f"say its kind, such as columns={{{short(name)}: 'text'}} or 'ignore'"
         )
     (sort,) = first
     if sort == "text":
@@ -143,18 +145,18 @@ def from_values(name: str, values: Sequence[Any] | np.ndarray | Tensor, count: i
     """
     plain = list(values) if isinstance(values, Sequence) else values.tolist()
     if len(plain) != count:
-        raise DataError(f"column {name!r} has {len(plain)} values for {count} images: give one for each, or None")
+        raise DataError(f"column {short(name)} has {len(plain)} values for {count} images: give one for each, or None")
     given = [value.tolist() if hasattr(value, "tolist") else value for value in plain]
     given = [list(value) if isinstance(value, tuple) else value for value in given]
-    place = f"column {name!r}, value"
+    place = f"column {short(name)}, value"
     cells = [[] if value in (None, "", []) else [Cell(value, place, i)] for i, value in enumerate(given)]
     flat = [cell for row in cells for cell in row]
     if not flat:
-        raise DataError(f"column {name!r} has no value at all: leave it out")
+        raise DataError(f"column {short(name)} has no value at all: leave it out")
     kind = infer(name, flat, lambda cell: False)
     if kind == IGNORE:
         raise DataError(
-            f"{flat[0].where}: {flat[0].value!r} is none of a class or text (str), number, list of numbers, "
+            f"{flat[0].where}: {short(flat[0].value)} is none of a class or text (str), number, list of numbers, "
             "or list of captions"
         )
     return column(name, kind, cells, [True] * count)
@@ -195,8 +197,8 @@ def _agreed(name: str, cells: Sequence[Cell], values: Sequence[Any]) -> Any:
     for cell, value in zip(cells, values, strict=True):
         if value != values[0]:
             raise DataError(
-                f"column {name!r} says two things of one image: {values[0]!r} ({cells[0].where}) and {value!r} "
-                f"({cell.where}); keep one"
+                f"column {short(name)} says two things of one image: {short(values[0])} ({cells[0].where}) and "
+                f"{short(value)} ({cell.where}); keep one"
             )
     return values[0] if values else None
 
@@ -245,12 +247,10 @@ def _one_length(name: str, cells: Sequence[Sequence[Cell]], values: Sequence[Any
     for cell, value in known:
         if len(value) != len(known[0][1]):
             raise DataError(
-                f"column {name!r} has vectors of {len(known[0][1])} numbers ({known[0][0].where}) and of {len(value)} "
-                f"({cell.where}): all must have one length"
+                f"column {short(name)} has vectors of {len(known[0][1])} numbers ({known[0][0].where}) and of "
+                f"{len(value)} ({cell.where}): all must have one length"
             )
 
 
 def _unfit(name: str, cell: Cell, kind: str) -> DataError:
-    shown = repr(cell.value)
-    shown = shown if len(shown) <= 60 else shown[:59] + "…"
-    return DataError(f"{cell.where}: {shown} in column {name!r} is no {kind}")
+    return DataError(f"{cell.where}: {short(cell.value)} in column {short(name)} is no {kind}")

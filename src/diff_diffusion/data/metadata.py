@@ -21,6 +21,7 @@ from typing import NamedTuple
 from diff_diffusion.data.columns import DERIVED, Column
 from diff_diffusion.data.folder import Found
 from diff_diffusion.data.kinds import IGNORE, classes, column, infer, names_image
+from diff_diffusion.data.report import short
 from diff_diffusion.data.store import in_threads
 from diff_diffusion.data.tables import TABLES, Cell, read_captions, read_table
 from diff_diffusion.errors import ConfigError, DataError, listed
@@ -92,7 +93,7 @@ class Metadata:
             if any(row for row, is_train in zip(rows, train, strict=True) if is_train):
                 found[name] = column(name, kind, rows, train)
             else:
-                notes.append(f"the column {name!r} is known of no training image, and is left alone")
+                notes.append(f"the column {short(name)} is known of no training image, and is left alone")
         if by_folder and complete:
             notes.append("the classes are the metadata's label, not the folders")
         elif by_folder:
@@ -116,11 +117,12 @@ class Metadata:
         for name, (kind, _) in self.wanted.items():
             if kind in DERIVED and name in there:
                 raise ConfigError(
-                    f"there is a column {name!r} already: give what is to be derived, {kind}, another name"
+                    f"there is a column {short(name)} already: give what is to be derived, {kind}, another name"
                 )
             if kind not in DERIVED and name not in there:
                 raise ConfigError(
-                    f"there is no column {name!r} to be read as {kind}; there are {listed(map(repr, there)) or 'none'}"
+                    f"there is no column {short(name)} to be read as {kind}; there are "
+                    f"{listed(map(short, there)) or 'none'}"
                 )
 
     def _add(self, path: Path, folder: str) -> None:
@@ -132,14 +134,14 @@ class Metadata:
             key = key or next((title for known in KEYS for title in values if title.strip().lower() == known), "")
             if not key:
                 raise DataError(
-                    f"{row.where}: no column names the image (there are {listed(map(repr, values)) or 'none'}): "
+                    f"{row.where}: no column names the image (there are {listed(map(short, values)) or 'none'}): "
                     f"call it file_name; or rename {path.name}, to have it left alone"
                 )
             self._folders[row.place] = folder
             image = self._image(row._replace(value=values.get(key)))
             if image is None:
                 others += 1
-                examples += [repr(values.get(key, ""))] if others <= 2 else []
+                examples += [short(values.get(key, ""))] if others <= 2 else []
                 continue
             matched += 1
             self.rows.add(image)
@@ -153,7 +155,7 @@ class Metadata:
         if others and not matched:
             here = [repr(image.removeprefix(folder)) for image in self.images.values() if image.startswith(folder)]
             raise DataError(
-                f"{name}: none of its {others} rows names an image that is there: its column {key!r} has "
+                f"{name}: none of its {others} rows names an image that is there: its column {short(key)} has "
                 f"{', '.join(examples)}, and the images in {folder or 'the folder'} are {listed(here, 2)}"
             )
         strange = f"; {others} others name none that is there, such as {examples[0]}" if others else ""
@@ -178,7 +180,7 @@ class Metadata:
                 kind = infer(name, flat, lambda cell: self._image(cell) is not None)
                 if kind == IGNORE:
                     what = "names image files that are not there" if names_image(flat[0].value) else "holds objects"
-                    self.notes.append(f"the column {name!r} {what}, and is left alone")
+                    self.notes.append(f"the column {short(name)} {what}, and is left alone")
             if kind in ("image", "mask"):
                 kind = self._resolve(name, kind, cells)
             if kind not in (IGNORE, *DERIVED):
@@ -194,14 +196,15 @@ class Metadata:
         if not there:
             (cell, *_), *_ = cells.values()
             raise DataError(
-                f"{cell.where}: {cell.value!r} in column {name!r} is no image file of this folder, nor is any other"
+                f"{cell.where}: {short(cell.value)} in column {short(name)} is no image file of this folder, "
+                "nor is any other"
             )
         if name not in self.wanted and all(cell.value == image for image, row in there.items() for cell in row):
-            self.notes.append(f"the column {name!r} names the image itself, and is left alone")
+            self.notes.append(f"the column {short(name)} names the image itself, and is left alone")
             return IGNORE
         lost = sum(len(row) for row in cells.values()) - sum(len(row) for row in there.values())
         if lost:
-            self.notes.append(f"{lost} files that the column {name!r} names are not there")
+            self.notes.append(f"{lost} files that the column {short(name)} names are not there")
         self.cells[name] = there
         self.conditions.update(cell.value for row in there.values() for cell in row)
         return kind

@@ -99,6 +99,12 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+def short(value: object) -> str:
+    """As much of a stranger's value as fits a line, with nothing in it that a terminal would obey."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:58]}…" + (shown[0] if isinstance(value, str) else "")
+
+
 def _plain(value: object) -> object:
     if isinstance(value, str):
         return printable(value)

@@ -17,7 +17,7 @@ from diff_diffusion.data.columns import Column
 from diff_diffusion.data.folder import Folder, Found
 from diff_diffusion.data.images import Header, ImageFileError, peek, read_image
 from diff_diffusion.data.plan import Plan, plan
-from diff_diffusion.data.report import NAMED, printable, skipped_lines
+from diff_diffusion.data.report import NAMED, printable, short, skipped_lines
 from diff_diffusion.data.store import Store, digest, in_threads
 from diff_diffusion.errors import DataError
 
@@ -104,14 +104,16 @@ def survey_column(name: str, column: Column, root: Path, headers: Sequence[Heade
     seen = [(headers[i], result) for i, result in zip(sample, results, strict=True) if isinstance(result, Header)]
     bad = [result for result in results if isinstance(result, ImageFileError)]
     if not seen:
-        raise DataError(f"column {name!r}: none of its image files can be read, such as {bad[0]}")
+        raise DataError(f"column {short(name)}: none of its image files can be read, such as {bad[0]}")
     other = sum(abs(math.log(a.width * b.height / (a.height * b.width))) > SAME_ASPECT for a, b in seen)
     warnings = []
     if bad:
-        warnings.append(f"{len(bad)} of {len(sample)} files of the column {name!r} cannot be read, such as {bad[0]}")
+        warnings.append(
+            f"{len(bad)} of {len(sample)} files of the column {short(name)} cannot be read, such as {bad[0]}"
+        )
     if other:
         warnings.append(
-            f"{other} of {len(seen)} files of the column {name!r} have another aspect than their images: both are "
+            f"{other} of {len(seen)} files of the column {short(name)} have another aspect than their images: both are "
             "cropped to one shape, and will not lie on each other"
         )
     grey = column.kind == "mask" or all(header.grey for _, header in seen)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diff_diffusion.data.report import short
 from diff_diffusion.errors import DataError, listed, require
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -164,7 +165,7 @@ def _csv(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             header = [cell.strip() for cell in cells]
             twice = [column for i, column in enumerate(header) if column and column in header[:i]]
             if twice:
-                raise DataError(f"{name}, line 1: two columns are called {listed(map(repr, twice))}: rename one")
+                raise DataError(f"{name}, line 1: two columns are called {listed(map(short, twice))}: rename one")
         elif cells:
             if len(cells) != len(header):
                 raise DataError(
