@@ -25,6 +25,8 @@ def lively(request: pytest.FixtureRequest, data: ImageDataset) -> DiffusionModel
 def test_of_its_own_size_it_is_the_models_own_sample(lively: DiffusionModel) -> None:
     large = draw_large(lively, 2, 8, 8, cond=["猫", "dog"], seed=3, steps=3)
     assert torch.equal(large, lively.sample(2, cond=["猫", "dog"], seed=3, steps=3))
+    wrapped = draw_large(lively, 2, 8, 8, cond=["猫", "dog"], seed=3, steps=3, wrap=True)
+    assert (wrapped - large).abs().max() > 1.0
 
 
 def test_a_sample_is_the_same_in_any_batch(lively: DiffusionModel) -> None:
