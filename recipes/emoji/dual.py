@@ -1,6 +1,6 @@
 """A judge of whether a picture shows its caption: an image-caption dual encoder, trained on the real pairs.
 
-    python recipes/emoji/dual.py emoji --out runs/judge [--epochs 90]
+    python recipes/emoji/dual.py emoji --out runs/judge [--epochs 80]
 
 Two are trained alike. The *twin* sees train/ only, so what it gets right on the real pairs of val/ is honest: how far a
 judge of this kind understands captions that it never saw. The *judge* sees val/ too. It is the one to ask about a
@@ -105,7 +105,7 @@ class Dual(nn.Module):
         return Retrieval.of(ranks(seen @ self.texts(prompts).T, [prompts.index(own) for own in captions]), len(prompts))
 
 
-def train_dual(pairs: Pairs, epochs: int = 90, batch_size: int = 256, seed: int = 0) -> Dual:
+def train_dual(pairs: Pairs, epochs: int = 80, batch_size: int = 256, seed: int = 0) -> Dual:
     """A dual encoder of the pairs, ready to judge; the same on every run.
 
     Raises:
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder that build.py made")
     parser.add_argument("--out", type=Path, default=Path("runs/judge"), help="where both go (default: runs/judge)")
-    parser.add_argument("--epochs", type=int, default=90, help="of each (default: 90)")
+    parser.add_argument("--epochs", type=int, default=80, help="of each (default: 80)")
     asked = parser.parse_args(arguments)
     try:
         train, val = (read_pairs(asked.data / split) for split in ("train", "val"))
