@@ -133,9 +133,11 @@ class _Encoder:
         place, closed = str(Path(folder).expanduser()), {"local_files_only": True, "trust_remote_code": False}
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(place, **closed)
-            whole, report = transformers.AutoModel.from_pretrained(
-                place, use_safetensors=True, output_loading_info=True, **closed
-            )
+            # It draws numbers for weights that are missing, which must not change what a training draws next.
+            with torch.random.fork_rng(devices=[]):
+                whole, report = transformers.AutoModel.from_pretrained(
+                    place, use_safetensors=True, output_loading_info=True, **closed
+                )
         except Exception as error:  # a stranger's folder and a large library: whatever it says
             raise ConfigError(f"{folder} cannot be read as a text encoder: {error}") from error
         part = whole.get_encoder() if whole.config.is_encoder_decoder else getattr(whole, "text_model", whole)

@@ -18,7 +18,7 @@ from diff_diffusion.errors import ConfigError
 from diff_diffusion.registry import register
 
 MAX_LENGTH = 256
-MAX_VOCAB, BYTES_PER_MERGE = 4096, 64
+MAX_VOCAB, BYTES_PER_MERGE = 4096, 16
 READ = 100_000
 """The most captions that a description is made from."""
 
@@ -143,7 +143,7 @@ class Text(Words):
 def describe_text(captions: Iterable[str | None], width: int) -> dict[str, Any]:
     """The description of a `Text` whose vocabulary, length and size suit the captions of a data set.
 
-    A merge for every 64 bytes of different captions, up to a vocabulary of 4,096; a length that holds 99.9 % of them,
+    A merge for every 16 bytes of different captions, up to a vocabulary of 4,096; a length that holds 99.9 % of them,
     up to 256; an encoder of two to four blocks.
 
     Args:
