@@ -93,8 +93,10 @@ def run(
         raise ConfigError(f"--out {out} is a file; it must be a folder, new or not")
     model = load(folder, weights)
     guided = guidance_of(model, guidance)
-    wished = wishes(guided.classifier or model, labels, prompts, conds, num)
-    cond = together(guided.classifier or model, wished)  # what is unknown fails before any work
+    knows = guided.classifier or model
+    wished = wishes(knows, labels, prompts, conds, num)
+    cond = together(knows, wished)
+    knows.encode(cond, num)  # what is unknown fails before any work
     if not guidance and cond is None:
         guided = Guidance()
     times = model.chosen_grid(grid, steps)
