@@ -251,6 +251,7 @@ def test_a_complete_label_is_the_class(folder: Path) -> None:
     assert dataset.cond(in_order(dataset))["label"] == [0, 1] * 4 + [0]
     assert dataset.report.classes == {"dog": 5, "猫": 4}
     assert dataset.report.columns == {}
+    assert dataset.report.notes == ["metadata.jsonl: 9 rows name an image"]
     lines(folder, *rows[1:])
     dataset = load_image_dataset(folder)
     assert dataset.labels is None
