@@ -188,6 +188,18 @@ def test_levels_that_adapt_learn_of_what_has_a_label_alone() -> None:
     model.objective(Noise(range(8)).normal((8, 2)), labels([0, None] * 4), Noise(range(8)))
     assert model.levels.fresh[1].sum() == 4
     assert (model.levels.fresh[0] > 0).all()
+    model.levels.fresh.zero_()
+    model.levels.counts.fill_(100)
+    model.levels.moments.copy_(torch.tensor([1.0, 9.0]))  # the noisier half is drawn about three times as often
+    noise = Noise(range(400))
+    x, cond = noise.fork("x").normal((400, 2)), labels([0, 1] * 200)
+    loss = model.objective(x, cond, noise)
+    t = PROCESS.time_map.time(loss.log_snr)
+    plain = model.loss_at(x, t, cond, noise.fork("eps")).per_sample
+    noisy = t > 0.5
+    assert 290 < noisy.sum() < 310
+    assert torch.allclose(loss.per_sample[noisy] / plain[noisy], torch.tensor(1 / 1.5), rtol=0.02)
+    assert torch.allclose(loss.per_sample[~noisy] / plain[~noisy], torch.tensor(2.0), rtol=0.02)
 
 
 # ---- what it is asked ------------------------------------------------------------------------------------------------

@@ -96,6 +96,12 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings, as --dry-run prints them.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole configuration and stop.")] = False,
+    classifier: Annotated[
+        bool, typer.Option("--classifier", help="Train a classifier that knows noise, for `sample --classifier`.")
+    ] = False,
+    unconditional: Annotated[
+        bool, typer.Option("--unconditional", help="Learn nothing of the data's labels and columns.")
+    ] = False,
 ) -> None:
     """Train a model on a folder of images (or `digits`).
 
@@ -105,10 +111,12 @@ def train(
       diff-diffusion train photos/ --out runs/photos --minutes 30
 
       diff-diffusion train digits --out runs/digits --steps 2000 --set train.lr=0.0005 --set network.width=48
+
+      diff-diffusion train digits --classifier --out runs/judge --steps 1000
     """
     from diff_diffusion.cli.train import run
 
-    run(data, out, steps, minutes, size, seed, preset, set_ or [], config, dry_run)
+    run(data, out, steps, minutes, size, seed, preset, set_ or [], config, dry_run, classifier, unconditional)
 
 
 @app.command()
@@ -193,15 +201,34 @@ def edit(
     mask: Annotated[
         Path | None, typer.Option(help="A picture, white where to draw anew; the rest is kept exactly.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="What it should be or become.")] = None,
+    extend: Annotated[
+        str | None, typer.Option(metavar="L,T,R,B", help="Pixels to draw at its left, top, right and bottom.")
+    ] = None,
+    colours: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="K", help="Keep its colours in squares of K pixels, draw all that is finer."),
+    ] = None,
+    upscale: Annotated[
+        int | None, typer.Option(min=2, metavar="K", help="Make it K times larger, by a model trained with shrunk:K.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The class that it should be or become.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="A caption of what it should be or become, of a model trained on captions.")
+    ] = None,
+    cond: Conds = None,
     from_label: Annotated[
         str | None, typer.Option("--from-label", help="What it is: turn it into --label and keep the rest of it.")
     ] = None,
+    from_prompt: Annotated[
+        str | None, typer.Option("--from-prompt", help="What it is, in words: turn it into --prompt.")
+    ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How far the picture is noised before it is denoised: 0.5 if left out.")
+        float | None,
+        typer.Option(help="How far the picture is noised before it is denoised: 0.5 if left out, 1 with --colours."),
     ] = None,
     num: Annotated[
-        int | None, typer.Option("-n", "--num", min=1, help="How many, each with its own seed: 4 if left out.")
+        int | None,
+        typer.Option("-n", "--num", min=1, help="How many, each with its own seed: 4 if left out, 1 with --upscale."),
     ] = None,
     steps: Steps = None,
     sampler: Sampler = None,
@@ -218,14 +245,43 @@ def edit(
 
       diff-diffusion edit runs/digits --image 3.png --from-label 3 --label 8
 
+      diff-diffusion edit runs/photos --image sea.png --extend 32,0,32,0
+
+      diff-diffusion edit runs/photos --image painting.png --colours 8 --prompt "a house by the sea"
+
+      diff-diffusion edit runs/sharp --image small.png --upscale 4
+
     The first makes variations: noised part of the way and denoised again; near 0 little changes, 1 forgets the picture.
     The second draws what is white in the mask and keeps the rest to the last grey value. The third follows the
     probability flow up as a 3 and down as an 8: slant and stroke stay. It has one answer: -n, --seed and --sampler are
-    for the others.
+    for the others. --extend draws around the picture, --colours makes one of a rough painting. --upscale needs a model
+    that was trained with small pictures beside its own, and takes the picture as small as it is; the others bring it
+    to the model's size first.
     """
     from diff_diffusion.cli.edit import run as change
 
-    change(run, image, mask, label, from_label, strength, num, out, steps, sampler, guidance, seed, weights, as_json)
+    change(
+        run,
+        image,
+        out,
+        mask,
+        extend,
+        colours,
+        upscale,
+        label,
+        prompt,
+        cond or [],
+        from_label,
+        from_prompt,
+        strength,
+        num,
+        steps,
+        sampler,
+        guidance,
+        seed,
+        weights,
+        as_json,
+    )
 
 
 @app.command()

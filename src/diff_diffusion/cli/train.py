@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,12 @@ def run(
     classifier: bool = False,
     unconditional: bool = False,
 ) -> None:
-    if classifier and unconditional:
-        raise ConfigError("--unconditional leaves out the labels, which are all that a --classifier learns: give one")
     changes = read_changes(config, sets)
+    model_changes = changes.get("model")
+    if isinstance(model_changes, Mapping) and model_changes.get("type") == "model/classifier":
+        classifier = True
+    if classifier and unconditional:
+        raise ConfigError("--unconditional leaves out the labels, which are all that a classifier learns: give one")
     about_data = dict(changes.get("data", {}))
     columns = about_data.pop("columns", {})
     about = merged(DATA_DEFAULTS | {"path": data, "size": size}, about_data, "data.") | {"columns": columns}
