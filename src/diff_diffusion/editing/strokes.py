@@ -87,7 +87,7 @@ def strokes(
         Noise(range(seed, seed + len(images))),
         plan | {"grid": grid},
         cond=cond,
-        latent=None if strength == 1.0 else latent,
+        latent=latent,
         shape=latent.shape[1:],
         edits=(KeepCoarse(latent, factor),),
     )
