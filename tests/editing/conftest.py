@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from diff_diffusion import DiffusionModel
 from diff_diffusion.data import ImageDataset
+
+sys.path[:0] = [str(Path(__file__).parent)]
 
 
 @pytest.fixture(scope="session")

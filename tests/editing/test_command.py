@@ -9,15 +9,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stirring import stirred
 from typer.testing import CliRunner
 
 from diff_diffusion import DiffusionModel
 from diff_diffusion.cli.app import app
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.columns import Column
-from diff_diffusion.editing import img2img, outpaint, strokes, upscale
+from diff_diffusion.data.images import read_image
+from diff_diffusion.editing import img2img, outpaint, strokes, translate, upscale
 from diff_diffusion.errors import ConfigError, DataError
 from diff_diffusion.pictures import read_recipe, to_array, to_image
+
+
+@pytest.fixture(scope="module")
+def model(data: ImageDataset) -> DiffusionModel:
+    return stirred(DiffusionModel.for_data(data))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,8 @@ def many(data: ImageDataset) -> DiffusionModel:
         "caption": Column("text", [("a cat", "一只猫")] * 12),
     }
     pixels = data.batch(range(12))
-    return DiffusionModel.for_data(ImageDataset.from_arrays(pixels, np.arange(12) % 2, ["猫", "dog"], columns=columns))
+    known = ImageDataset.from_arrays(pixels, np.arange(12) % 2, ["猫", "dog"], columns=columns)
+    return stirred(DiffusionModel.for_data(known))
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +127,22 @@ def test_whatever_a_model_knows_can_be_said(run: Path, many: DiffusionModel) -> 
     about = edited(run, "said", "-n", "1", "--steps", "2", *said, model="many")
     cond = {"label": "dog", "caption": "a cat", "age": 3.0, "low": [picture[None]]}
     assert same(about["files"][0], img2img(many, picture[None, None], cond=cond, steps=2)[0])
-    turned = edited(run, "turned", "--from-prompt", "a cat", "--prompt", "一只猫", "--steps", "4", model="many")
-    assert turned["edit"] == "translate"
-    assert turned["from_prompt"] == "a cat"
+    wide = edited(run, "wide", "-n", "1", "--steps", "2", "--extend", "0,0,4,0", *said, model="many")
+    low = torch.from_numpy(read_image(run / "图.png", (1, 8, 12)))  # brought to the canvas
+    assert same(
+        wide["files"][0], outpaint(many, picture[None, None], (0, 0, 4, 0), cond=cond | {"low": [low]}, steps=2)[0]
+    )
+
+
+def test_from_one_thing_to_another(run: Path, many: DiffusionModel) -> None:
+    """What is said of it besides holds on both ways."""
+    picture = opened(str(run / "图.png"))[None, None]
+    options = ["--from-label", "dog", "--from-prompt", "a cat", "--label", "猫", "--cond", "age=3", "--steps", "6"]
+    about = edited(run, "turned", *options, model="many")
+    assert about["from_prompt"] == "a cat"
+    up, down = {"label": "dog", "caption": "a cat", "age": 3.0}, {"label": "猫", "age": 3.0}
+    assert same(about["files"][0], translate(many, picture, cond=down, from_cond=up, steps=6)[0])
+    assert not same(about["files"][0], translate(many, picture, cond=down, steps=6)[0])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stirring import stirred
 
 from diff_diffusion import DiffusionModel
 from diff_diffusion.data import ImageDataset
@@ -14,12 +15,7 @@ from diff_diffusion.errors import ConfigError
 @pytest.fixture(scope="module", params=["unet", "dit"])
 def lively(request: pytest.FixtureRequest, data: ImageDataset) -> DiffusionModel:
     """A model whose weights are not the start's zeros, so that places see one another and classes differ."""
-    model = DiffusionModel.for_data(data, network=request.param)
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.network.parameters():
-            weight += 0.05 * torch.randn(weight.shape, generator=draw)
-    return model.eval()
+    return stirred(DiffusionModel.for_data(data, network=request.param))
 
 
 def test_of_its_own_size_it_is_the_models_own_sample(lively: DiffusionModel) -> None:
@@ -34,6 +30,8 @@ def test_a_sample_is_the_same_in_any_batch(lively: DiffusionModel) -> None:
     assert three.shape == (3, 1, 12, 20)
     alone = draw_large(lively, 1, 12, 20, cond="dog", seed=4, steps=3)
     assert (three[1] - alone[0]).abs().max() < 0.05
+    last = draw_large(lively, 1, 12, 20, cond="dog", seed=5, steps=3)
+    assert (three[2] - last[0]).abs().max() < 0.05
     other = draw_large(lively, 1, 12, 20, cond="猫", seed=4, steps=3)
     assert (other - alone).abs().max() > 1.0
     wrapped = draw_large(lively, 1, 12, 20, cond="dog", seed=4, steps=3, wrap=True)
@@ -64,6 +62,7 @@ def test_what_was_there_is_kept_to_the_last_bit(lively: DiffusionModel, data: Im
     around[2:10, 1:9] = False
     assert grown[..., around].std() > 1.0
     assert torch.equal(grown, outpaint(lively, images, (1, 2, 3, 4), cond="猫", steps=3, repeats=2, length=2))
+    assert not torch.equal(grown, outpaint(lively, images, (1, 2, 3, 4), cond="猫", steps=3, repeats=1, length=2))
     other = outpaint(lively, 255 - images, (1, 2, 3, 4), cond="猫", steps=3, repeats=2, length=2)
     assert (grown - other)[..., around].abs().max() > 1.0  # what is drawn sees what is there
 

@@ -123,13 +123,21 @@ def test_other_conditions_go_along(small: Tensor) -> None:
 # ---- a cascade ------------------------------------------------------------------------------------------------------
 
 
-def test_a_cascade_enlarges_what_the_first_drew() -> None:
+def test_a_cascade_enlarges_what_the_first_drew(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.randint(0, 256, (4, 3, 4, 6), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     first = DiffusionModel.for_data(ImageDataset.from_arrays(pixels, [0, 1, 0, 1], ["猫", "dog"]))
     second = echo()
     drawn = cascade(first, second, 3, cond={"label": "猫"}, seed=5, steps=3)
     assert drawn.shape == (3, 3, 8, 12)
     assert (drawn - enlarged(first.sample(3, cond={"label": "猫"}, seed=5, steps=3), 2)).abs().max() < 1e-3
+    second, asked = echo(label=ClassLabel(["dog", "猫"], 4)), []
+    embed = second.conditioner.parts["label"].embed  # type: ignore[union-attr]
+    second.conditioner.parts["label"].embed = lambda values, keep, x: asked.append(values) or embed(values, keep, x)  # type: ignore[func-returns-value,method-assign,union-attr]
+    draw = first.sample
+    monkeypatch.setattr(first, "sample", lambda num, **how: asked.append(how["cond"]) or draw(num, **how))
+    cascade(first, second, 2, cond={"label": ["猫", "dog"]}, guidance=1.0, steps=2)
+    assert asked[0] == {"label": ["猫", "dog"]}
+    assert asked[1].tolist() == [1, 0]
     with pytest.raises(ConfigError, match="neither model knows the condition colour"):
         cascade(first, second, 1, cond={"colour": "red"})
     with pytest.raises(ConfigError, match="by the same whole factor"):
