@@ -205,8 +205,9 @@ def test_bad_arguments_are_refused(change: dict[str, object], says: str) -> None
         MMDiT(**(SMALL | change))  # type: ignore[arg-type]
 
 
-def test_a_description_without_a_token_width_says_what_it_lacks() -> None:
-    with pytest.raises(ConfigError, match="token_width"):
+def test_a_description_without_a_token_width_says_what_to_use() -> None:
+    """As it is made for data without texts."""
+    with pytest.raises(ConfigError, match="use dit"):
         build({"type": "network/mmdit", "channels": 1})
     assert describe(made())["token_width"] == 3
 

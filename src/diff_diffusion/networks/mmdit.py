@@ -63,7 +63,7 @@ class MMDiT(PatchTransformer):
 
     Args:
         channels: C of input and output.
-        token_width: of the condition's tokens.
+        token_width: of the condition's tokens; at least 1.
         patch: a patch's side; half of it costs four times as many tokens.
         width: of a token in the blocks; a multiple of 4 × `heads`. The paper has 64 × `depth`.
         depth: blocks.
@@ -85,7 +85,7 @@ class MMDiT(PatchTransformer):
     def __init__(
         self,
         channels: int,
-        token_width: int,
+        token_width: int = 0,
         patch: int = 2,
         width: int = 192,
         depth: int = 6,
