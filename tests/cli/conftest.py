@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diff_diffusion.cli import main
+
 TINY = ("--set", "network.width=8", "--set", "train.precision=fp32", "--set", "train.batch_size=16")
+
+
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line."""
+    monkeypatch.setattr(sys, "argv", ["diff-diffusion", *map(str, words)])
+    capfd.readouterr()
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line."""
+    monkeypatch.setenv("COLUMNS", "100")
+    return lambda *words: call(capfd, monkeypatch, *words)
 
 
 def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:

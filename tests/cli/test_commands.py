@@ -13,28 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from diff_diffusion.cli import main
 from diff_diffusion.pictures import read_recipe
-
-
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command line."""
-    monkeypatch.setattr(sys, "argv", ["diff-diffusion", *map(str, words)])
-    capfd.readouterr()
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out, err = capfd.readouterr()
-    return code, out, err
-
-
-@pytest.fixture
-def cli(capfd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    return lambda *words: call(capfd, monkeypatch, *words)
-
 
 COMMANDS = [["train"], ["sample"], ["repro"], ["info"], ["explain"], ["doctor"], ["data", "inspect"]]
 

@@ -155,6 +155,13 @@ def sample(
     classifier: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Guide by this classifier, made by `train --classifier`.")
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Larger samples than the model's own, height x width, through windows that overlap: 32x96."),
+    ] = None,
+    wrap: Annotated[
+        bool, typer.Option("--wrap", help="With --size: the right edge meets the left, a panorama.")
+    ] = False,
     seed: Seed = 0,
     weights: Weights = "ema",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at once; it does not change them.")] = 64,
@@ -186,6 +193,8 @@ def sample(
         sampler,
         grid,
         asked,
+        size,
+        wrap,
         seed,
         weights,
         batch_size,

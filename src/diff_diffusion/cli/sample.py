@@ -13,11 +13,14 @@ import numpy as np
 import torch
 import typer
 from PIL import Image
+from torch import Tensor
 
 from diff_diffusion import __version__
 from diff_diffusion.cli.asked import asked
+from diff_diffusion.cli.config import parse_size
 from diff_diffusion.cli.console import count_progress
 from diff_diffusion.cli.guiding import guidance_of, recorded
+from diff_diffusion.editing import draw_large
 from diff_diffusion.errors import CheckpointError, ConfigError, DataError, listed
 from diff_diffusion.models import DiffusionModel, Guidance, Model, sampler_named
 from diff_diffusion.pictures import read_recipe, sheet, to_array, to_image, write_png
@@ -73,6 +76,25 @@ def recipe_of(
     }
 
 
+def canvas(model: DiffusionModel, size: str | None, wrap: bool) -> dict[str, Any]:
+    """The size of samples, where it is not the model's own, as recipes say it."""
+    if size is None:
+        if wrap:
+            raise ConfigError("--wrap makes the right edge meet the left of a larger picture: give it a --size")
+        return {}
+    sides = parse_size(size)
+    height, width = sides if isinstance(sides, tuple) else (sides, sides)
+    return {"size": [height, width], "wrap": wrap}
+
+
+def drawn(model: DiffusionModel, num: int, large: Mapping[str, Any], **asked: Any) -> Tensor:
+    """Samples of the model's own size, or of that which `large` says."""
+    if "size" not in large:
+        return model.sample(num, batch_size=num, **asked)
+    height, width = large["size"]
+    return draw_large(model, num, height, width, wrap=large["wrap"], **asked)
+
+
 def run(
     folder: Path,
     num: int,
@@ -84,6 +106,8 @@ def run(
     sampler: str | None,
     grid: str | None,
     guidance: dict[str, Any],
+    size: str | None,
+    wrap: bool,
     seed: int,
     weights: str,
     batch_size: int,
@@ -100,20 +124,22 @@ def run(
     if not guidance and cond is None:
         guided = Guidance()
     times = model.chosen_grid(grid, steps)
-    recipe = recipe_of(model, folder, weights, sampler, times, recorded(guidance, guided))
+    large = canvas(model, size, wrap)
+    recipe = recipe_of(model, folder, weights, sampler, times, recorded(guidance, guided)) | large
     model.plan(sampler=sampler, grid=times, guidance=guided, conditional=cond is not None)
     out.mkdir(parents=True, exist_ok=True)
     show, pieces, files = count_progress("sampling"), [], []
     for first in range(0, num, batch_size):
         part = slice(first, min(first + batch_size, num))
-        piece = model.sample(
+        piece = drawn(
+            model,
             part.stop - part.start,
+            large,
             cond={name: values[part] for name, values in cond.items()} if cond else None,
             seed=seed + first,
             sampler=sampler,
             grid=times,
             guidance=guided,
-            batch_size=batch_size,
         )
         for i, sample in enumerate(piece, start=first):
             file = out / f"{i:05d}{_slug(wished[i])}-seed{seed + i}.png"
@@ -171,8 +197,10 @@ def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
                 f"({recipe['model']}): it was trained further or replaced; name the right folder with --run"
             )
         guided = guidance_of(model, recipe["guidance"])
-        sample = model.sample(
+        sample = drawn(
+            model,
             1,
+            recipe,
             cond=together(guided.classifier or model, [recipe["asked"]]),
             seed=recipe["seed"],
             sampler=build(recipe["sampler"]),
