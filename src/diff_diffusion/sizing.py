@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diff_diffusion.codecs.affine import Affine
+from diff_diffusion.conditions.text import describe_text
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.data.columns import DERIVED, Column
 from diff_diffusion.errors import ConfigError, IncompatibleError, listed
@@ -48,7 +49,7 @@ def describe_for_data(
         made = build(conditioner)
     planes = made.planes if made is not None else 0
     # A network whose name says its size, or of which nothing is known here, keeps its own.
-    sizes = {"unet": unet_size, "dit": dit_size}
+    sizes = {"unet": unet_size, "dit": dit_size, "mmdit": mmdit_size}
     size = sizes[network](side) if network in sizes else {}
     described = {**find("network", network), "channels": channels + planes, **size}
     described["cond_width"] = made.width if made is not None else 0
@@ -120,8 +121,6 @@ def _condition(data: ImageDataset, column: Column, side: int) -> dict[str, Any]:
         std = torch.where(std > 0, std, 1.0)
         return {"type": "condition/vector", "mean": numbers.mean(0).tolist(), "std": std.tolist(), "width": width}
     if column.kind == "text":
-        from diff_diffusion.conditions.text import describe_text
-
         return describe_text([caption for captions in known for caption in captions], width)
     channels = {"grey": 1, "mask": 1, "shrunk": data.shape[0]}.get(column.kind) or column.channels
     noise = SHRUNK_NOISE if column.kind == "shrunk" else 0.0
@@ -148,3 +147,14 @@ def dit_size(side: int) -> dict[str, Any]:
     if side <= 64:
         return {"patch": 4, "width": 256, "depth": 8, "heads": 8}
     return {"patch": 8, "width": 384, "depth": 12, "heads": 6}
+
+
+def mmdit_size(side: int) -> dict[str, Any]:
+    """Patch, width, depth and heads of an MMDiT for images whose longer side is `side`: about a DiT's cost."""
+    if side <= 16:
+        return {"patch": 2, "width": 128, "depth": 4, "heads": 4}
+    if side <= 32:
+        return {"patch": 2, "width": 192, "depth": 6, "heads": 6}
+    if side <= 64:
+        return {"patch": 4, "width": 256, "depth": 6, "heads": 8}
+    return {"patch": 8, "width": 384, "depth": 9, "heads": 6}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from diff_diffusion.models import WEIGHTS
+from diff_diffusion.models.model import WEIGHTS
 from diff_diffusion.storage import folder as storage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -13,7 +13,8 @@ from diff_diffusion.conditions.labels import ClassLabel
 from diff_diffusion.conditions.numbers import Number, Vector
 from diff_diffusion.data.images import read_image
 from diff_diffusion.errors import ConfigError, listed
-from diff_diffusion.models import LABEL, Model
+from diff_diffusion.models import Model
+from diff_diffusion.models.model import LABEL
 
 NONE = "none"
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.errors import DataError, require
-from diff_diffusion.models import LABEL, DiffusionModel
+from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models.model import LABEL
 from diff_diffusion.pictures import to_picture
 from diff_diffusion.rng import Noise
 from diff_diffusion.storage.folder import write_file

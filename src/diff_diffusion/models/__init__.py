@@ -3,16 +3,6 @@
 from diff_diffusion.models.classifier import NoisyClassifier
 from diff_diffusion.models.diffusion import DiffusionModel, grid_named, sampler_named
 from diff_diffusion.models.guiding import Guidance
-from diff_diffusion.models.model import LABEL, LEVELS, WEIGHTS, Model
+from diff_diffusion.models.model import Model
 
-__all__ = [
-    "LABEL",
-    "LEVELS",
-    "WEIGHTS",
-    "DiffusionModel",
-    "Guidance",
-    "Model",
-    "NoisyClassifier",
-    "grid_named",
-    "sampler_named",
-]
+__all__ = ["DiffusionModel", "Guidance", "Model", "NoisyClassifier", "grid_named", "sampler_named"]

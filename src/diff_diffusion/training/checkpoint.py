@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.errors import CheckpointError
-from diff_diffusion.models import WEIGHTS, Model
+from diff_diffusion.models import Model
+from diff_diffusion.models.model import WEIGHTS
 from diff_diffusion.storage import folder as storage
 
 STATE_JSON, STATE_TENSORS = "train_state.json", "train_state.safetensors"

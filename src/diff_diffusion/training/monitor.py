@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from diff_diffusion.data import ImageDataset
-from diff_diffusion.models import LEVELS, Model
+from diff_diffusion.models import Model
+from diff_diffusion.models.model import LEVELS
 from diff_diffusion.pictures import write_png
 from diff_diffusion.rng import Noise, derive
 from diff_diffusion.storage.folder import refusals

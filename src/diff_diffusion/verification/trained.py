@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.errors import CheckpointError
-from diff_diffusion.models import WEIGHTS, DiffusionModel
+from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models.model import WEIGHTS
 from diff_diffusion.storage import folder as storage
 from diff_diffusion.verification.check import Check, Job
 
