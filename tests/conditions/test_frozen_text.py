@@ -137,6 +137,9 @@ def test_only_what_follows_the_encoder_learns_and_is_stored(folder: Path) -> Non
     text = condition(folder)
     embedded = text.embed(text.encode([*CAPTIONS, None]), torch.tensor([True] * 4 + [False]), x(5))
     assert embedded.tokens.shape == (5, 8, 5)
+    states = text.encode(["a red cat"])[0, :5, :-1]
+    unit = (states - states.mean(dim=1, keepdim=True)) / states.std(dim=1, keepdim=True, correction=0)
+    assert torch.allclose(embedded.tokens[0, :5], text.enter(unit), atol=1e-4)
     assert torch.equal(embedded.vector[4], text.null)
     (embedded.vector.square().sum() + embedded.tokens.square().sum()).backward()
     # The nulls start at zero, and so does the gradient of their square.
@@ -163,11 +166,16 @@ def test_a_text_is_read_once_in_a_process_and_once_for_ever(
     read = counted(monkeypatch)
     first = text.encode([*CAPTIONS, *CAPTIONS])
     assert sorted(read) == sorted(CAPTIONS)
-    forget()
+    shutil.rmtree(cache)
     assert torch.equal(text.encode([*CAPTIONS, *CAPTIONS]), first)
     assert sorted(read) == sorted(CAPTIONS)
+    forget()
+    text.encode(CAPTIONS)
+    del read[:]
+    forget()
+    assert torch.equal(text.encode([*CAPTIONS, *CAPTIONS]), first)
     text.encode(["a cat"])
-    assert read[-1] == "a cat"
+    assert read == ["a cat"]
     assert len(list((cache / text.hash).iterdir())) == len(CAPTIONS) + 1
 
 
@@ -245,6 +253,13 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
         describe_frozen_text(folder, CAPTIONS, 6)
 
 
+def test_pickled_weights_beside_something_else_are_refused(folder: Path) -> None:
+    torch.save(safetensors.torch.load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    with pytest.raises(ConfigError, match="cannot be read as a text encoder"):
+        describe_frozen_text(folder, CAPTIONS, 6)
+
+
 def test_code_in_the_folder_is_not_run(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "stranger", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}}
@@ -285,6 +300,8 @@ def test_what_is_too_long_is_cut_and_said_once(folder: Path) -> None:
         encoded = text.encode(["a " * 10, "cat " * 10])
     assert len(told) == 1
     assert (encoded[..., -1] == 1).all()
+    longer = condition(folder, length=12).encode(["a " * 10])
+    assert longer[0, :, -1].sum() == 12
 
 
 def test_another_width_than_the_encoders_is_refused(folder: Path) -> None:

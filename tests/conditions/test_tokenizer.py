@@ -124,6 +124,7 @@ def test_encoding_is_the_librarys_where_two_pairs_make_one_piece() -> None:
     library = pytest.importorskip("tokenizers")
     mine = BytePairs(["a b", "b c", "ab c", "abc a", "a bc", "abca b"])
     assert mine.size == BASE + 5
+    assert mine._table[1][2 + ord("a"), BASE + 1] == (4, BASE + 2)
     draw = random.Random(2)
     assert agrees(library, mine, ["".join(draw.choices("abc", k=draw.randint(1, 24))) for _ in range(500)])
 

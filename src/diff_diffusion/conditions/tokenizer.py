@@ -22,9 +22,9 @@ BASE = SPECIAL + 256
 MAX_MERGES, MAX_MERGE = 100_000, 512
 MAX_WORDS = 100_000
 
-# A word is a run of letters, digits or other signs with the space before it, as in GPT-2; in scripts without spaces, one
-# character, so that 红 means the same in 红色 and 口红. Marks go with what they mark. Words are cut at 32 characters, so
-# that the time to merge one is bounded and that of a text linear.
+# A word is a run of letters, digits or other signs with the space before it, as in GPT-2; in scripts without spaces it
+# is one character, so that 红 is the same in 红色 and 口红. Marks go with what they mark. Words end at 32 characters,
+# so that the time to merge one is bounded and that of a text linear.
 _WORD = re.compile(r" ?l[lm]{0,31}|cm{0,31}| ?d{1,3}m{0,29}| ?o[om]{0,31}|[ m]{1,32}")
 
 # From here on, scripts are written without spaces between words (but for Hangul, whose characters are syllables).
