@@ -151,6 +151,7 @@ def test_what_cannot_be_enlarged_is_refused(small: Tensor, model: DiffusionModel
     for refused, says in [
         (lambda: upscale(model, small, 2), "conditions label: train one with a column of kind shrunk"),
         (lambda: upscale(echo(), small, 1), "factor of at least 2"),
+        (lambda: upscale(echo(), small, 4, overlap=1.0), "overlap"),
         (lambda: upscale(echo(), small[0], 2), r"\[B, C, h, w\]"),
         (lambda: upscale(echo(), small[:, :1], 2), r"\[3, 8, 12\], and \[1, 8, 12\]"),
         (lambda: upscale(echo(), small[..., :3], 2), "8 × 6 was asked for"),
