@@ -46,6 +46,14 @@ def test_any_size_gives_a_score_of_each_class_that_all_of_it_has_a_part_in(
     assert (gradient != 0).all()
 
 
+def test_all_places_count_alike(network: nn.Module) -> None:
+    """What the last layer sees is an average over places, whatever their order."""
+    x, log_snr = inputs(network)
+    before = network(x, log_snr)
+    network.norm.register_forward_hook(lambda _, given, out: out.flip(-1))
+    assert torch.allclose(network(x, log_snr), before, atol=1e-5)
+
+
 def test_double_precision_stays_double(network: nn.Module) -> None:
     x, log_snr = inputs(network)
     single = network(x, log_snr)

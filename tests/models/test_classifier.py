@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -171,12 +172,20 @@ def test_a_fresh_network_finds_all_classes_alike() -> None:
     assert torch.allclose(loss.per_sample, torch.full((20,), math.log(3)))
 
 
-def test_levels_are_stratified_and_cut_batches_see_the_same() -> None:
-    model = points()
+@pytest.mark.parametrize("adapts", [False, True])
+def test_levels_are_stratified_and_cut_batches_see_the_same(adapts: bool) -> None:
+    levels = LossAware(num_bins=2) if adapts else None
+    model = points(levels=levels)
     x, cond, noise = Noise(range(8)).normal((8, 2)), labels([0, 1] * 4), Noise(range(8), "train")
+    if levels is not None:  # what a part of a batch teaches, the next part must not hear
+        levels.counts.fill_(100)
+        levels.moments.copy_(torch.tensor([1.0, 9.0]))
+    start = copy.deepcopy(model.state_dict())
     whole = model.objective(x, cond, noise)
-    strata = (PROCESS.time_map.time(whole.log_snr) * 8).floor()
-    assert strata.tolist() == list(range(8))
+    if levels is None:
+        strata = (PROCESS.time_map.time(whole.log_snr) * 8).floor()
+        assert strata.tolist() == list(range(8))
+    model.load_state_dict(start)
     parts = [model.objective(x[i : i + 3], cond[i : i + 3], noise[i : i + 3], i, 8) for i in (0, 3, 6)]
     assert torch.allclose(torch.cat([part.per_sample for part in parts]), whole.per_sample, rtol=1e-5)
     assert torch.equal(torch.cat([part.log_snr for part in parts]), whole.log_snr)
