@@ -90,8 +90,8 @@ class DiffusionModel(Model):
             preset: a name in `diff_diffusion.presets`; "rectified_flow" unless betas are given, then "ddim".
             seed: of the initial weights.
             network: "unet", "dit" or any other registered network's name.
-            options: arguments of the preset: `timesteps`, `beta_start`, `beta_end`, `beta_schedule`,
-                `num_inference_steps`.
+            options: `conditional=False` for a model that learns nothing of the data's columns; and arguments of the
+                preset: `timesteps`, `beta_start`, `beta_end`, `beta_schedule`, `num_inference_steps`.
 
         Raises:
             ConfigError: an unknown preset, network or option.
