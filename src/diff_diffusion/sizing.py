@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diff_diffusion.codecs.affine import Affine
+from diff_diffusion.conditions.frozen_text import describe_frozen_text
 from diff_diffusion.conditions.text import describe_text
 from diff_diffusion.core.gaussian import Gaussian
-from diff_diffusion.data.columns import DERIVED, Column
+from diff_diffusion.data.columns import DERIVED
 from diff_diffusion.errors import ConfigError, IncompatibleError, listed
 from diff_diffusion.presets import RECIPES, Recipe, recipe
 from diff_diffusion.registry import build, describe, find, takes
@@ -27,20 +28,29 @@ SHRUNK_NOISE = 0.25
 
 
 def describe_for_data(
-    data: ImageDataset, preset: str | None = None, network: str = "unet", conditional: bool = True, **options: Any
+    data: ImageDataset,
+    preset: str | None = None,
+    network: str = "unet",
+    conditional: bool = True,
+    text_encoder: str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """The description of the model that `DiffusionModel.for_data` makes, before any weight exists.
 
-    A model that is not conditional learns nothing of the data's columns.
+    A model that is not conditional learns nothing of the data's columns. Captions are read by an encoder that is
+    trained along, or by a frozen one in the folder `text_encoder`.
     """
     chosen = _recipe(data, preset, **options)
     channels, height, width = data.shape
     side = max(height, width)
     conditions = {
-        name: _condition(data, column, side)
+        name: _condition(data, name, side, text_encoder)
         for name, column in (data.columns if conditional else {}).items()
         if column.kind in DERIVED or any(value is not None for value in column.values)
     }
+    if text_encoder is not None and not any("length" in part for part in conditions.values()):
+        has = listed(data.columns) or "nothing"
+        raise ConfigError(f"a text encoder reads captions, and {data.name} has none: what is known is {has}")
     conditioner = {"type": "conditioner/conditions", "parts": conditions} if conditions else None
     if len(conditions) > 1:  # asked for any of them alone, too
         objective = replace(chosen.objective, drops=dict.fromkeys(conditions, DROP_EACH))
@@ -106,9 +116,10 @@ def _codec(data: ImageDataset) -> Affine:
     return Affine.fit([data.batch(piece) for piece in pieces])
 
 
-def _condition(data: ImageDataset, column: Column, side: int) -> dict[str, Any]:
+def _condition(data: ImageDataset, name: str, side: int, text_encoder: str | None = None) -> dict[str, Any]:
     """The condition that a column of the data is."""
-    width = 4 * unet_size(side)["width"]
+    column, width = data.columns[name], 4 * unet_size(side)["width"]
+    # Held-out images count for a range, as they must lie in it, and not for a vocabulary.
     known = [value for value in column.values if value is not None]
     if column.kind == "class":
         return {"type": "condition/class", "names": list(column.names), "width": width}
@@ -121,7 +132,8 @@ def _condition(data: ImageDataset, column: Column, side: int) -> dict[str, Any]:
         std = torch.where(std > 0, std, 1.0)
         return {"type": "condition/vector", "mean": numbers.mean(0).tolist(), "std": std.tolist(), "width": width}
     if column.kind == "text":
-        return describe_text([caption for captions in known for caption in captions], width)
+        captions = [caption for several in data.known(name) for caption in several]
+        return describe_frozen_text(text_encoder, captions, width) if text_encoder else describe_text(captions, width)
     channels = {"grey": 1, "mask": 1, "shrunk": data.shape[0]}.get(column.kind) or column.channels
     noise = SHRUNK_NOISE if column.kind == "shrunk" else 0.0
     return {"type": "condition/image", "shape": [channels, *data.shape[1:]], "noise": noise}

@@ -102,6 +102,12 @@ def train(
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Learn nothing of the data's labels and columns.")
     ] = False,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read captions by the pretrained `transformers` model in this folder, frozen; else learn to."
+        ),
+    ] = None,
 ) -> None:
     """Train a model on a folder of images (or `digits`).
 
@@ -116,7 +122,21 @@ def train(
     """
     from diff_diffusion.cli.train import run
 
-    run(data, out, steps, minutes, size, seed, preset, set_ or [], config, dry_run, classifier, unconditional)
+    run(
+        data,
+        out,
+        steps,
+        minutes,
+        size,
+        seed,
+        preset,
+        set_ or [],
+        config,
+        dry_run,
+        classifier,
+        unconditional,
+        text_encoder,
+    )
 
 
 @app.command()

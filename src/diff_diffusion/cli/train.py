@@ -37,6 +37,7 @@ def run(
     dry_run: bool,
     classifier: bool = False,
     unconditional: bool = False,
+    text_encoder: Path | None = None,
 ) -> None:
     changes = read_changes(config, sets)
     model_changes = changes.get("model")
@@ -76,7 +77,8 @@ def run(
     if classifier:
         described = describe_classifier(train_split, preset)
     else:
-        described = describe_for_data(train_split, preset, network_named(changes), conditional=not unconditional)
+        encoder = str(text_encoder) if text_encoder is not None else None
+        described = describe_for_data(train_split, preset, network_named(changes), not unconditional, encoder)
     description = merged(described, changes.get("model", {}), "model.")
     for line in images.report.lines():
         typer.echo(line, err=dry_run)
