@@ -138,3 +138,9 @@ def test_columns_are_chosen_on_the_command_line(cli, captioned: Path, tmp_path: 
     assert model.conditioner is not None
     assert list(model.conditioner.parts) == ["caption", "low"]
     assert model.recipe.objective.drops == {"caption": 0.1, "low": 0.1}
+
+
+def test_a_text_encoder_needs_captions_to_read(cli, tmp_path: Path) -> None:
+    code, _, err = cli("train", "digits", "--out", tmp_path / "run", "--text-encoder", tmp_path, "--steps", 1)
+    assert code == 2
+    assert "a text encoder reads captions, and digits has none: what is known is label" in " ".join(err.split())

@@ -10,27 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diff_diffusion.cli import main
 from diff_diffusion.pictures import read_recipe
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Exit code, stdout and stderr of a command line."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["diff-diffusion", *map(str, words)])
-        capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from diff_diffusion.conditions import frozen_text
 from diff_diffusion.conditions.frozen_text import FrozenText, describe_frozen_text, folder_hash
+from diff_diffusion.data import ImageDataset
 from diff_diffusion.errors import ConfigError
+from diff_diffusion.models import DiffusionModel
 from diff_diffusion.registry import build, describe
 
 transformers = pytest.importorskip("transformers")
@@ -322,3 +325,14 @@ def test_bad_descriptions_are_refused(folder: Path, changes: dict[str, Any], see
 def test_what_is_no_text_is_refused(folder: Path, value: Any) -> None:
     with pytest.raises(ConfigError):
         condition(folder).encode([value])
+
+
+def test_a_model_of_captioned_data_is_made_around_it(folder: Path) -> None:
+    pixels = np.zeros((4, 8, 8), np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None] * 60
+    data = ImageDataset.from_arrays(pixels, columns={"caption": ["红心", "a cat", "红心", "cat"]})
+    model = DiffusionModel.for_data(data, text_encoder=str(folder)).eval()
+    assert model.conditioner is not None
+    part = model.conditioner.parts["caption"]
+    assert isinstance(part, FrozenText)
+    assert not any("bert" in name for name in model.state_dict())  # what is frozen is not stored again
+    assert model.sample(2, cond=["红心", "a cat"], steps=1).shape == (2, 1, 8, 8)
