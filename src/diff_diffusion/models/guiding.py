@@ -86,7 +86,7 @@ class Guidance:
             return guided
         log_snr = model.recipe.process.time_map.log_snr
         first, last = self.interval or (0.0, 1.0)
-        low, high = log_snr(first), log_snr(last)
+        low, high = log_snr(last), log_snr(first) if first > 0.0 else math.inf
         if self.classifier is None:
             return Interval(guided, plain, low, high)
         # In pure noise no class can be told, and there σ²/α makes an infinity of what the classifier has wrong.
