@@ -15,7 +15,9 @@ from diff_diffusion.cli import main
 from diff_diffusion.cli import verify as command
 from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.errors import CheckpointError
-from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models import DiffusionModel, NoisyClassifier
+from diff_diffusion.sizing import describe_classifier
+from diff_diffusion.training import train
 from diff_diffusion.verification import Check, trained
 
 
@@ -36,6 +38,17 @@ def test_a_good_run_passes(run: Path) -> None:
         "damaged files", "not finite", "EMA moved", "decode(encode)", "signal at t = 1", "samples not finite",
         "channel mean", "channel std",
     }  # fmt: skip
+
+
+def test_a_classifier_is_checked_for_all_but_its_samples(tmp_path: Path) -> None:
+    import tiny
+
+    data = tiny.images()
+    judge = NoisyClassifier.from_description(describe_classifier(data))
+    list(train(judge, data, tmp_path / "judge", tiny.settings(steps=2)))
+    found = checks(tmp_path / "judge")
+    assert not [check for check in found.values() if not check.passed]
+    assert set(found) == {"damaged files", "not finite", "EMA moved", "decode(encode)"}
 
 
 def averages_are_raw(tensors: dict[str, Tensor], model: dict[str, Any]) -> None:

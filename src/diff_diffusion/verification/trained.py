@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.errors import CheckpointError
-from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models import DiffusionModel, Model
 from diff_diffusion.models.model import WEIGHTS
 from diff_diffusion.storage import folder as storage
 from diff_diffusion.verification.check import Check, Job
@@ -48,10 +48,10 @@ class _Run:
     def _tensors(self) -> dict[str, Tensor]:
         return storage.read_safetensors(self.folder, WEIGHTS, storage.read_manifest(self.folder))
 
-    def _model(self) -> DiffusionModel:
+    def _model(self) -> Model:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it fell back to another checkpoint: the hashes are a row already
-            return DiffusionModel.load(self.folder)
+            return Model.load(self.folder)
 
     def check(self, law: str, measured: float | None, high: float, low: float = 0.0, note: str = "") -> Check:
         return Check("run", self.name, law, measured, high, low, note)
@@ -107,7 +107,10 @@ def prior_fits(run: _Run) -> Iterator[Check]:
 
     Source: Lin et al., arXiv 2305.08891, for what goes wrong; Stable Diffusion's 0.0047 is their example.
     """
-    log_snr = run.model().recipe.process.time_map.log_snr(1.0)
+    model = run.model()
+    if not isinstance(model, DiffusionModel):
+        return  # a classifier is not sampled
+    log_snr = model.recipe.process.time_map.log_snr(1.0)
     left = 1.0 / (1.0 + math.exp(-log_snr)) if log_snr > -700.0 else 0.0
     note = f"λ(1) = {log_snr:.3g}"
     if left > SIGNAL_LEFT:
@@ -125,6 +128,8 @@ def samples_fit(run: _Run) -> Iterator[Check]:
     samples, over a sample's own numbers, are added to the first bound; what is left is for a model that is not perfect.
     """
     model = run.model()
+    if not isinstance(model, DiffusionModel):
+        return
     steps = min(model.recipe.grid.num_steps, MOST_STEPS)
     cond = None
     if model.class_names:
