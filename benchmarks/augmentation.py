@@ -8,6 +8,9 @@ alone, one on them and the samples, and one on them and as many shifted copies o
 network, the same number of steps. All are tested on the same 359 digits that nobody else has seen. Accuracies are means
 over seeds, each with its own n digits; the gain is paired by seed, with the 95 % interval of its mean by Student's t.
 
+The diffusion model sees every digit 120 times, with dropout: at 800 times, one of 50 digits draws nothing but copies of
+them (3,986 of 4,000 samples were dropped).
+
 How near a copy is was measured on the real digits that were left out. Writes results/augmentation.json after every
 seed and goes on from there.
 """
@@ -26,10 +29,12 @@ import torch
 from diff_diffusion import DiffusionModel, ImageDataset, TrainSettings, __version__, load_image_dataset, train
 from diff_diffusion.evaluation.augmentation import augment
 from diff_diffusion.evaluation.features import train_classifier
+from diff_diffusion.sizing import describe_for_data
 
 RESULTS = Path(__file__).parent / "results" / "augmentation.json"
 SIZES = (50, 100, 200, 500)
 PER_CLASS = 100
+EPOCHS, DROPOUT = 120, 0.1
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t for 95 %, by the number of seeds."""
 
@@ -69,8 +74,11 @@ def shifted(data: ImageDataset, count: int, seed: int) -> tuple[torch.Tensor, li
 
 def measure(data: ImageDataset, test: ImageDataset, n: int, seed: int, steps: int) -> dict[str, Any]:
     real, rest = few(data, n, seed)
-    model = DiffusionModel.for_data(real, seed=seed)
-    settings = TrainSettings(steps=steps, batch_size=64, seed=seed, precision="fp32", ema_decay=0.99)
+    description = describe_for_data(real)
+    description["network"]["dropout"] = DROPOUT
+    model = DiffusionModel.from_description(description, seed)
+    batch_size = n * EPOCHS // steps
+    settings = TrainSettings(steps=steps, batch_size=batch_size, seed=seed, precision="fp32", ema_decay=0.99)
     for _ in train(model, real, None, settings):
         pass
     judge = train_classifier(real, rest, seed=seed)
