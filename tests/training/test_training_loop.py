@@ -17,10 +17,10 @@ import torch
 
 from diff_diffusion.data import ImageDataset, load_image_dataset
 from diff_diffusion.data.loader import Batch, Batches, order
-from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models import DiffusionModel, held_out
+from diff_diffusion.models.held_out import held_out_loss
 from diff_diffusion.objectives.denoising import Loss, Objective
-from diff_diffusion.training import loop, monitor, runtime, train
-from diff_diffusion.training.monitor import held_out_loss
+from diff_diffusion.training import loop, runtime, train
 from diff_diffusion.training.runtime import choose_precision, stop_signals
 
 
@@ -181,7 +181,7 @@ def test_the_held_out_loss_depends_on_the_weights_alone(monkeypatch: pytest.Monk
     assert held_out_loss(model, data) == first
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
-    monkeypatch.setattr(monitor, "BATCH", 7)
+    monkeypatch.setattr(held_out, "BATCH", 7)
     parts = held_out_loss(model, data)
     assert parts["mean"] == pytest.approx(first["mean"], rel=1e-6)
     np.testing.assert_allclose(parts["levels"], first["levels"], rtol=1e-5)

@@ -22,13 +22,14 @@ from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.loader import Batches
 from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, IncompatibleError, TrainingError, listed
 from diff_diffusion.models import Model
+from diff_diffusion.models.held_out import held_out_loss
 from diff_diffusion.registry import describe
 from diff_diffusion.rng import Noise, derive
 from diff_diffusion.training import checkpoint
 from diff_diffusion.training.checkpoint import TrainState
 from diff_diffusion.training.ema import Ema
 from diff_diffusion.training.journal import Journal, Record
-from diff_diffusion.training.monitor import held_out_loss, write_sheets
+from diff_diffusion.training.monitor import write_sheets
 from diff_diffusion.training.runtime import autocast, choose_device, choose_precision, seeded
 from diff_diffusion.training.settings import FREE_TO_CHANGE, TrainSettings
 

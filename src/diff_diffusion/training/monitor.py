@@ -1,48 +1,17 @@
-"""Is it learning? Held-out loss at fixed noise, per noise level, and sample sheets with fixed seeds."""
+"""Is it learning? Sample sheets with fixed seeds."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.models import Model
-from diff_diffusion.models.model import LEVELS
 from diff_diffusion.pictures import write_png
-from diff_diffusion.rng import Noise, derive
 from diff_diffusion.storage.folder import refusals
 from diff_diffusion.training.ema import Ema
 
-MAX_IMAGES = 512
-BATCH = 128
 SHEET = 10
-
-
-@torch.no_grad()
-def held_out_loss(model: Model, data: ImageDataset) -> dict[str, Any]:
-    """The model's loss on images it is not trained on: {"mean": …, "levels": [[λ, loss], …]}.
-
-    The same images, noise levels and noise every time, so that two numbers differ by the weights alone: image i is
-    asked at the middle of stratum i mod 8 of the model's levels.
-    """
-    count = min(MAX_IMAGES, len(data))
-    t = model.held_out_levels(count)
-    noise = Noise([derive(0, "held out", i) for i in range(count)])
-    losses, levels = [], []
-    with model.evaluating():
-        for first in range(0, count, BATCH):
-            rows = slice(first, min(first + BATCH, count))
-            x_0 = model.codec.encode(data.batch(range(rows.start, rows.stop)).to(model.device))
-            known = model.known(data.cond(range(rows.start, rows.stop)))
-            loss = model.loss_at(x_0, t[rows], model.encode(known, len(x_0)), noise[rows])
-            losses.append(loss.per_sample.double().cpu())
-            levels.append(loss.log_snr)
-    per_image, log_snr = torch.cat(losses), torch.cat(levels)
-    table = [[float(log_snr[k]), float(per_image[k::LEVELS].mean())] for k in range(min(LEVELS, count))]
-    return {"mean": float(per_image.mean()), "levels": table}
 
 
 def write_sheets(model: Model, ema: Ema, data: ImageDataset, folder: Path, step: int) -> None:
