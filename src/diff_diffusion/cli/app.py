@@ -51,6 +51,29 @@ Conds = Annotated[
 Guidance = Annotated[
     float | None, typer.Option(help="Classifier-free guidance: 1 is none, 0 unconditional, above 1 stronger.")
 ]
+TrainSteps = Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")]
+Minutes = Annotated[float | None, typer.Option(help="Training time instead of steps; 10 if neither is given.")]
+TrainSeed = Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="rectified_flow (the default), edm, ddpm, ddim, iddpm, vdm, vp_sde, ve_sde, sub_vp_sde or zero_snr: "
+        "process, target and sampler."
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of what --dry-run prints; may be repeated."),
+]
+Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, as --dry-run prints them.")]
+Classifier = Annotated[
+    bool, typer.Option("--classifier", help="Train a classifier that knows noise, for `sample --classifier`.")
+]
+Unconditional = Annotated[bool, typer.Option("--unconditional", help="Learn nothing of the data's labels and columns.")]
+TextEncoder = Annotated[
+    Path | None,
+    typer.Option(help="Read captions by the pretrained `transformers` model in this folder, frozen; else learn to."),
+]
 
 
 def _version(shown: bool) -> None:
@@ -75,39 +98,20 @@ def train(
     out: Annotated[
         Path, typer.Option(help="The run folder. The same command again goes on where it stopped.", show_default=False)
     ],
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Training time instead of steps; 10 if neither is given.")
-    ] = None,
+    steps: TrainSteps = None,
+    minutes: Minutes = None,
     size: Size = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")] = 0,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="rectified_flow (the default), edm, ddpm, ddim, iddpm, vdm, vp_sde, ve_sde, sub_vp_sde or zero_snr: "
-            "process, target and sampler."
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PATH=VALUE", help="Change one setting of what --dry-run prints; may be repeated."
-        ),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML file of settings, as --dry-run prints them.")] = None,
+    seed: TrainSeed = 0,
+    preset: Preset = None,
+    set_: Sets = None,
+    config: Config = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole configuration and stop.")] = False,
-    classifier: Annotated[
-        bool, typer.Option("--classifier", help="Train a classifier that knows noise, for `sample --classifier`.")
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Measure which micro-batch fits into memory and which precision is fastest.")
     ] = False,
-    unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="Learn nothing of the data's labels and columns.")
-    ] = False,
-    text_encoder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Read captions by the pretrained `transformers` model in this folder, frozen; else learn to."
-        ),
-    ] = None,
+    classifier: Classifier = False,
+    unconditional: Unconditional = False,
+    text_encoder: TextEncoder = None,
 ) -> None:
     """Train a model on a folder of images (or `digits`).
 
@@ -133,9 +137,46 @@ def train(
         set_ or [],
         config,
         dry_run,
+        auto,
         classifier,
         unconditional,
         text_encoder,
+    )
+
+
+@app.command()
+def plan(
+    data: Data,
+    steps: TrainSteps = None,
+    minutes: Minutes = None,
+    size: Size = None,
+    seed: TrainSeed = 0,
+    preset: Preset = None,
+    set_: Sets = None,
+    config: Config = None,
+    classifier: Classifier = False,
+    unconditional: Unconditional = False,
+    text_encoder: TextEncoder = None,
+    as_json: Json = False,
+) -> None:
+    """What `train` with the same options would cost, measured in seconds before anything starts. Writes nothing.
+
+    Does some steps of that very run and prints the micro-batch that fits into memory, the precision, images/s, the time
+    for the run and for one pass over the data, memory at the peak, and the disk that checkpoints take. With the number
+    of threads as it is and with others, since a core that is busy makes two threads slower than one.
+
+      diff-diffusion plan photos/ --minutes 30
+
+      diff-diffusion plan digits --steps 2000 --set network.width=96 --json
+
+    `train --auto` trains with the micro-batch and the precision that are chosen here.
+    """
+    from diff_diffusion.cli.plan import run
+    from diff_diffusion.cli.train import prepared
+
+    run(
+        prepared(data, steps, minutes, size, seed, preset, set_ or [], config, classifier, unconditional, text_encoder),
+        as_json,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import typer
 from diff_diffusion.cli.config import merged, network_named, parse_size, read_changes, to_yaml
 from diff_diffusion.cli.console import TrainingLine, count_progress, duration
 from diff_diffusion.core.targets import LearnedVariance
-from diff_diffusion.data import load_image_dataset
+from diff_diffusion.data import ImageDataset, load_image_dataset
 from diff_diffusion.errors import ConfigError, DataError, listed
 from diff_diffusion.models import DiffusionModel, Model, NoisyClassifier
 from diff_diffusion.sizing import describe_classifier, describe_for_data
-from diff_diffusion.training import train
+from diff_diffusion.training import TrainSettings, planning, train
 from diff_diffusion.training.runtime import stop_signals
 from diff_diffusion.training.settings import make_settings
 
@@ -24,9 +25,20 @@ DEFAULT_MINUTES = 10.0
 DATA_DEFAULTS = {"path": None, "size": None, "channels": None, "held_out": 0.1}
 
 
-def run(
+@dataclass(frozen=True)
+class Prepared:
+    """A run as `train` would start it: everything but the model's weights."""
+
+    about_data: dict[str, Any]
+    description: dict[str, Any]
+    settings: TrainSettings
+    train_split: ImageDataset
+    held_out: ImageDataset
+    report: list[str]
+
+
+def prepared(
     data: str,
-    out: Path,
     steps: int | None,
     minutes: float | None,
     size: str | None,
@@ -34,19 +46,28 @@ def run(
     preset: str | None,
     sets: list[str],
     config: Path | None,
-    dry_run: bool,
     classifier: bool = False,
     unconditional: bool = False,
     text_encoder: Path | None = None,
-) -> None:
+) -> Prepared:
+    """What the options of `train` mean for some data.
+
+    Raises:
+        ConfigError: an option that is wrong or cannot take effect.
+        DataError: data that cannot be used.
+    """
     changes = read_changes(config, sets)
     model_changes = changes.get("model")
     if isinstance(model_changes, Mapping) and model_changes.get("type") == "model/classifier":
         classifier = True
+    if text_encoder is not None and (classifier or unconditional):
+        raise ConfigError("--text-encoder reads captions, and this model would not be asked for any: leave it out")
     if classifier and unconditional:
         raise ConfigError("--unconditional leaves out the labels, which are all that a classifier learns: give one")
     about_data = dict(changes.get("data", {}))
     columns = about_data.pop("columns", {})
+    if not isinstance(columns, Mapping):
+        raise ConfigError(f"data.columns says a kind for each column, as in data.columns.year=class, not {columns!r}")
     about = merged(DATA_DEFAULTS | {"path": data, "size": size}, about_data, "data.") | {"columns": columns}
     options = {"steps": steps, "minutes": minutes, "seed": seed or None}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -56,15 +77,6 @@ def run(
     if asked.get("steps") is None and asked.get("minutes") is None:
         asked["minutes"] = DEFAULT_MINUTES
     make_settings(asked)  # a wrong one fails before the images are read
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; it must be a folder, new or of a run to go on with")
-    if out.is_dir() and not any((out / name).exists() for name in ("checkpoints", "metrics.jsonl", "config.json")):
-        others = sorted(item.name for item in out.iterdir() if not item.name.startswith("."))
-        if others:
-            raise ConfigError(
-                f"--out {out} holds other things ({listed(others, 4)}) and no run: give a folder of its own"
-            )
-
     images = load_image_dataset(
         about["path"],
         size=_size(about["size"]),
@@ -80,13 +92,47 @@ def run(
         encoder = str(text_encoder) if text_encoder is not None else None
         described = describe_for_data(train_split, preset, network_named(changes), not unconditional, encoder)
     description = merged(described, changes.get("model", {}), "model.")
-    for line in images.report.lines():
+    return Prepared(about, description, settings, train_split, held_out, images.report.lines())
+
+
+def run(
+    data: str,
+    out: Path,
+    steps: int | None,
+    minutes: float | None,
+    size: str | None,
+    seed: int,
+    preset: str | None,
+    sets: list[str],
+    config: Path | None,
+    dry_run: bool,
+    auto: bool = False,
+    classifier: bool = False,
+    unconditional: bool = False,
+    text_encoder: Path | None = None,
+) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; it must be a folder, new or of a run to go on with")
+    if out.is_dir() and not any((out / name).exists() for name in ("checkpoints", "metrics.jsonl", "config.json")):
+        others = sorted(item.name for item in out.iterdir() if not item.name.startswith("."))
+        if others:
+            raise ConfigError(
+                f"--out {out} holds other things ({listed(others, 4)}) and no run: give a folder of its own"
+            )
+    ready = prepared(data, steps, minutes, size, seed, preset, sets, config, classifier, unconditional, text_encoder)
+    train_split, held_out, settings = ready.train_split, ready.held_out, ready.settings
+    for line in ready.report:
         typer.echo(line, err=dry_run)
+    if auto:
+        settings, lines = planning.chosen(ready.description, train_split, settings, out)
+        for line in lines:
+            typer.echo(line, err=dry_run)
     if dry_run:
-        typer.echo(to_yaml({"data": about, "model": description, "train": settings.model_dump(mode="json")}), nl=False)
+        told = {"data": ready.about_data, "model": ready.description, "train": settings.model_dump(mode="json")}
+        typer.echo(to_yaml(told), nl=False)
         return
 
-    model: Model = Model.from_description(description, settings.seed)
+    model: Model = Model.from_description(ready.description, settings.seed)
     typer.echo(f"training on {len(train_split):,} images, {len(held_out):,} held out")
     for line in chosen(model):
         typer.echo(line)
@@ -149,4 +195,4 @@ def chosen(model: Model) -> list[str]:
     ]
 
 
-__all__ = ["chosen", "duration", "run"]
+__all__ = ["Prepared", "chosen", "duration", "prepared", "run"]
