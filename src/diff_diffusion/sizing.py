@@ -136,7 +136,8 @@ def _condition(data: ImageDataset, name: str, side: int, text_encoder: str | Non
         return describe_frozen_text(text_encoder, captions, width) if text_encoder else describe_text(captions, width)
     channels = {"grey": 1, "mask": 1, "shrunk": data.shape[0]}.get(column.kind) or column.channels
     noise = SHRUNK_NOISE if column.kind == "shrunk" else 0.0
-    return {"type": "condition/image", "shape": [channels, *data.shape[1:]], "noise": noise}
+    kind = f"shrunk:{column.factor}" if column.kind == "shrunk" else column.kind
+    return {"type": "condition/image", "shape": [channels, *data.shape[1:]], "noise": noise, "kind": kind}
 
 
 def unet_size(side: int) -> dict[str, Any]:

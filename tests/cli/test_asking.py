@@ -51,7 +51,7 @@ def test_a_model_tells_what_it_can_be_asked(cli, run: Path) -> None:
     for line in (
         "asked for caption: a text",
         "asked for 半径: a number from 1.5",
-        "asked for disc_mask: an image of 1 × 8",
+        "asked for disc_mask: mask of 1 × 8",
     ):
         assert line in said
     assert "半径: a number from 1.5" in (run / "README.md").read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from diff_diffusion.conditions.images import ImageBeside
 from diff_diffusion.conditions.labels import ClassLabel
 from diff_diffusion.conditions.numbers import Number, Vector
 from diff_diffusion.errors import ConfigError
+from diff_diffusion.rng import Noise
 
 NAMES = ("chat", "猫", "kočka")
 X = torch.zeros(4, 1, 6, 5)
@@ -48,10 +49,15 @@ def test_a_class_by_name_and_by_number_is_one_row_of_the_table() -> None:
     assert torch.equal(vector(label, ["kočka", None]), label.table.weight[[2, 3]])
 
 
-@pytest.mark.parametrize("label", ["hund", 3, -1, "0"])
-def test_an_unknown_class_is_refused_with_those_known(label: str | int) -> None:
+@pytest.mark.parametrize("label", ["hund", 3, -1, "0", 0.9, 1.0, True, b"chat"])
+def test_an_unknown_class_is_refused_with_those_known(label: Any) -> None:
     with pytest.raises(ConfigError, match="this model knows chat, 猫, kočka"):
         ClassLabel(NAMES, 4).encode(["chat", label])
+
+
+def test_a_name_is_the_same_however_its_marks_are_typed() -> None:
+    label = ClassLabel(("cafe\u0301", "thé"), 4)
+    assert label.encode(["caf\u00e9", "the\u0301"]).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("names", [(), ("a", "a")])
@@ -126,11 +132,10 @@ def test_an_image_is_its_planes_and_one_that_says_it_is_there() -> None:
 
 def test_noise_on_an_image_has_its_variance_and_is_told() -> None:
     """√(1 - s²) image + s ε in training; as it was given when asked."""
-    torch.manual_seed(1)
-    beside = ImageBeside((1, 64, 64), noise=0.5)
-    image = torch.full((1, 64, 64), 255.0)
-    x = torch.zeros(2, 1, 64, 64)
-    planes = embedded(beside.train(), [image, image], x).planes
+    conditions = Conditions({"low": ImageBeside((1, 64, 64), noise=0.5)})
+    image, x = torch.full((1, 64, 64), 255.0), torch.zeros(2, 1, 64, 64)
+    clean = conditions.encode({"low": [image, image]})
+    planes = conditions.embed(conditions.noised(clean, Noise([3, 4])), x).planes
     assert planes is not None
     level = planes[:, 2]
     assert (level == level[:, :1, :1]).all()
@@ -140,7 +145,10 @@ def test_noise_on_an_image_has_its_variance_and_is_told() -> None:
     # 4,096 numbers: five standard errors of a mean and of a standard deviation.
     assert ((planes[:, 0].mean((1, 2)) - (1 - s.square()).sqrt()).abs() < 5 * s / 64).all()
     assert ((planes[:, 0].std((1, 2)) / s - 1).abs() < 5 / 90).all()
-    asked = embedded(beside.eval(), [image, (image, 0.25)], x).planes
+    # A sample's noise is its own, whatever the batch.
+    alone = conditions.noised(conditions.encode({"low": [image]}), Noise([4])).values["low"]
+    assert torch.equal(alone, conditions.noised(clean, Noise([3, 4])).values["low"][1:])
+    asked = conditions.embed(conditions.encode({"low": [image, (image, 0.25)]}), x).planes
     assert asked is not None
     assert (asked[:, 0] == 1).all()
     assert asked[:, 2, 0, 0].tolist() == [0.0, 0.25]
@@ -152,12 +160,27 @@ def test_noise_on_an_image_has_its_variance_and_is_told() -> None:
         (torch.zeros(3, 6, 5), r"is \[1, 6, 5\], and \[3, 6, 5\] was given"),
         (torch.zeros(6, 5), r"\[6, 5\] was given"),
         ((torch.zeros(1, 6, 5), 0.6), "from 0 to 0.5, not 0.6"),
+        (torch.full((1, 6, 5), math.nan), "not finite"),
     ],
-    ids=["channels", "flat", "noise"],
+    ids=["channels", "flat", "noise", "nan"],
 )
 def test_another_image_is_refused(value: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         ImageBeside((1, 6, 5), noise=0.5).encode([value])
+
+
+def test_a_missing_image_is_as_large_as_those_beside_it() -> None:
+    beside = ImageBeside((1, 6, 5))
+    planes = embedded(beside, [None, torch.full((1, 8, 9), 255.0)], torch.zeros(2, 1, 8, 9)).planes
+    assert planes is not None
+    assert (planes[0] == 0).all()
+    assert (planes[1] == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (0, 4, 4), (4096, 65536, 65536)])
+def test_a_shape_that_is_no_images_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="an image condition has a shape"):
+        ImageBeside(shape)
 
 
 def test_an_image_of_another_size_than_x_is_refused() -> None:
@@ -239,7 +262,7 @@ def test_a_vector_and_an_image_are_one_value_or_a_row_each() -> None:
     assert len(one["low"]) == 2
     each = conditions.named({"v": torch.tensor([[0.5, 0.5], [1.0, 2.0]]), "low": torch.zeros(2, 1, 6, 5)}, 2)
     cond = conditions.encode(each)
-    assert cond.values["v"].tolist() == [[0.5, 0.5], [1.0, 2.0]]
+    assert cond.values["v"].tolist() == [[0.5, -0.5], [1.0, 1.0]]
     assert cond.values["low"].shape == (2, 2, 6, 5)
     assert conditions.named({"v": [[0.5, 0.5], None]}, 2)["v"] == [[0.5, 0.5], None]
 

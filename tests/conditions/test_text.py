@@ -45,7 +45,7 @@ def x(count: int) -> Tensor:
     return torch.zeros(count, 1, 4, 4)
 
 
-def test_training_encodes_numbers(text: Text) -> None:
+def test_captions_are_encoded_as_numbers(text: Text) -> None:
     encoded = text.encode(["a red cat", "猫", "", None])
     assert encoded.shape == (4, LENGTH)
     assert encoded.dtype == torch.int64
@@ -55,12 +55,10 @@ def test_training_encodes_numbers(text: Text) -> None:
     assert encoded[2].tolist()[:2] == [END, PAD]
 
 
-def test_otherwise_captions_are_read_once_per_sample(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
-    text.eval()
-    encoded = text.encode(CAPTIONS)
+def test_a_sampler_reads_captions_once(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = text.once(text.encode(CAPTIONS))
     assert encoded.shape == (len(CAPTIONS), LENGTH, TOKEN_WIDTH + 1)
     assert encoded.is_floating_point()
-    assert not encoded.requires_grad
     counts = [len(text.tokenizer.encode(caption)) + 1 for caption in CAPTIONS]
     assert encoded[..., -1].sum(dim=1).tolist() == counts
 
@@ -75,8 +73,7 @@ def test_otherwise_captions_are_read_once_per_sample(text: Text, monkeypatch: py
 def test_both_ways_are_the_same(text: Text) -> None:
     keep = torch.tensor([True, True, True, True, False])
     trained = text.embed(text.encode(CAPTIONS), keep, x(5))
-    text.eval()
-    sampled = text.embed(text.encode(CAPTIONS), keep, x(5))
+    sampled = text.embed(text.once(text.encode(CAPTIONS)), keep, x(5))
     assert torch.equal(trained.mask, sampled.mask)
     assert torch.equal(trained.tokens, sampled.tokens)
     assert torch.equal(trained.vector, sampled.vector)
@@ -165,7 +162,7 @@ def test_what_is_too_long_is_cut_and_said_once(text: Text) -> None:
 
 def test_half_precision_reads_too(text: Text) -> None:
     double = copy.deepcopy(text).double()
-    single, exact = (t.embed(t.eval().encode(CAPTIONS), kept(5), x(5)) for t in (text, double))
+    single, exact = (t.embed(t.once(t.encode(CAPTIONS)), kept(5), x(5)) for t in (text, double))
     assert exact.tokens.dtype == exact.vector.dtype == torch.float64
     assert torch.allclose(single.tokens.double(), exact.tokens, atol=1e-4)
     half = text.to(torch.bfloat16)
@@ -195,7 +192,7 @@ def test_a_description_is_the_condition(text: Text) -> None:
     again = build(describe(text))
     again.load_state_dict(text.state_dict())
     assert describe(again) == describe(text)
-    assert torch.equal(again.eval().encode(CAPTIONS), text.eval().encode(CAPTIONS))
+    assert torch.equal(again.once(again.encode(CAPTIONS)), text.once(text.encode(CAPTIONS)))
 
 
 def test_another_vocabulary_is_refused() -> None:

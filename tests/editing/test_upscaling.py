@@ -28,18 +28,18 @@ class Echo(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channels = channels
+        self.count = channels
         self.unused = nn.Parameter(torch.zeros(1))
         self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor, log_snr: Tensor, cond: Embedded | None = None) -> Tensor:
-        self.seen.append(x[:, self.channels :])
-        return x[:, self.channels : 2 * self.channels]
+        self.seen.append(x[:, self.count :])
+        return x[:, self.count : 2 * self.count]
 
 
 def echo(size: tuple[int, int, int] = (3, 8, 12), noise: float = 0.0, **others: object) -> DiffusionModel:
     """A model that draws what it sees: the codec's units are those of the image beside it, -1 to 1."""
-    parts = {"low": ImageBeside(size, noise), **others}
+    parts = {"low": ImageBeside(size, noise, "shrunk:2"), **others}
     network = Echo(size[0])
     network.cond_width = max(getattr(part, "width", 0) for part in parts.values())  # type: ignore[assignment]
     codec = Affine(size, (127.5,) * size[0], (127.5,) * size[0])
@@ -150,15 +150,16 @@ def test_a_cascade_enlarges_what_the_first_drew(monkeypatch: pytest.MonkeyPatch)
 def test_what_cannot_be_enlarged_is_refused(small: Tensor, model: DiffusionModel) -> None:
     for refused, says in [
         (lambda: upscale(model, small, 2), "conditions label: train one with a column of kind shrunk"),
-        (lambda: upscale(echo(), small, 1), "factor of at least 2"),
-        (lambda: upscale(echo(), small, 4, overlap=1.0), "overlap"),
+        (lambda: upscale(echo(), small, 1), "trained to enlarge 2 times, and not 1"),
+        (lambda: upscale(echo(), small, 4, overlap=1.0), "trained to enlarge 2 times, and not 4"),
+        (lambda: upscale(echo(), small.repeat(1, 1, 2, 2), 2, overlap=1.0), "overlap"),
         (lambda: upscale(echo(), small[0], 2), r"\[B, C, h, w\]"),
         (lambda: upscale(echo(), small[:, :1], 2), r"\[3, 8, 12\], and \[1, 8, 12\]"),
         (lambda: upscale(echo(), small[..., :3], 2), "8 × 6 was asked for"),
         (lambda: upscale(echo(noise=0.2), small, 2, noise=0.3), "from 0 to 0.2"),
         (lambda: upscale(echo(), small, 2, cond={"low": small[0]}), "given twice"),
         (lambda: upscale(echo(), small, 2, beside="high"), "no image condition 'high'"),
-        (lambda: upscale(echo(map=ImageBeside((3, 8, 12))), small, 2), "several image conditions"),
+        (lambda: upscale(echo(map=ImageBeside((3, 8, 12), 0.0, "shrunk:2")), small, 2), "several image conditions"),
     ]:
         with pytest.raises(ConfigError, match=says):
             refused()

@@ -107,13 +107,14 @@ def test_widths_are_as_declared(condition: tuple[Conditions, Any, Any]) -> None:
         assert (tensor is None) if width == 0 else (tensor is not None and tensor.shape[axis] == width)
 
 
-def test_encoded_in_training_or_not_it_is_read_the_same(condition: tuple[Conditions, Any, Any]) -> None:
+def test_done_once_or_at_each_step_it_is_read_the_same(condition: tuple[Conditions, Any, Any]) -> None:
     conditions, one, other = condition
-    part = conditions.parts["c"]
-    if getattr(part, "noise", 0.0):
-        return  # which training adds, and nobody else
-    there = read(conditions.train(), [one, None, other])
-    for a, b in zip(there, read(conditions.eval(), [one, None, other]), strict=True):
+    cond = conditions.encode(conditions.named({"c": [one, None, other]}, 3))
+    again = conditions.train().encode(conditions.named({"c": [one, None, other]}, 3))
+    assert torch.equal(cond.values["c"], again.values["c"])  # whatever the mode
+    conditions.eval()
+    each, once = (tensors(conditions.embed(c, X[:3])) for c in (cond, conditions.once(cond)))
+    for a, b in zip(each, once, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 

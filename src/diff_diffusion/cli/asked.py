@@ -34,28 +34,24 @@ def asked(
         ConfigError: the model takes no such thing, or two of the three say the same.
     """
     parts = model.conditioner.parts if model.conditioner is not None else {}
-    said: list[tuple[str, str | None]] = []
+    said: list[tuple[str, str]] = []
     if label is not None and not (label == NONE and not parts):
-        name = _only(model, "--label", label, [name for name, part in parts.items() if isinstance(part, ClassLabel)])
-        known = parts[name]
-        assert isinstance(known, ClassLabel)
-        said.append((name, None if label == NONE and NONE not in known.names else label))
+        classes = [name for name, part in parts.items() if isinstance(part, ClassLabel)]
+        said.append((_only(model, "--label", label, classes), label))
     if prompt is not None:
-        said.append(
-            (_only(model, "--prompt", prompt, [name for name, part in parts.items() if part.token_width]), prompt)
-        )
+        reads = [name for name, part in parts.items() if part.token_width]
+        said.append((_only(model, "--prompt", prompt, reads), prompt))
     for pair in cond:
-        name, equals, value = pair.partition("=")
-        if not equals or name not in parts:
-            raise ConfigError(
-                f"--cond {pair}: it is NAME=VALUE, and this model knows {listed(parts) or 'no condition'}"
-            )
-        said.append((name, value))
+        name = max((name for name in parts if pair.startswith(f"{name}=")), key=len, default=None)
+        if name is None:
+            knows = listed(parts) or "no condition"
+            raise ConfigError(f"--cond {pair}: it is NAME=VALUE, and this model knows {knows}")
+        said.append((name, pair[len(name) + 1 :]))
     names = [name for name, _ in said]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise ConfigError(f"{listed(twice)} is said twice")
-    return {name: value if value is None else _read(name, parts[name], value, size) for name, value in said} or None
+    return {name: _read(name, parts[name], value, size) for name, value in said} or None
 
 
 def _only(model: Model, option: str, value: str, names: list[str]) -> str:
@@ -73,6 +69,8 @@ def _only(model: Model, option: str, value: str, names: list[str]) -> str:
 
 
 def _read(name: str, part: Any, value: str, size: tuple[int, int] | None) -> Any:
+    if value == NONE and not part.token_width and not (isinstance(part, ClassLabel) and NONE in part.names):
+        return None
     try:
         if isinstance(part, Number):
             return float(value)

@@ -35,7 +35,7 @@ def run(
     tally, drawn = augment(
         model, train, held_out, judge, per_class, guidance=guidance, seed=seed, progress=count_progress("augmenting")
     )
-    about = recipe_of(model, folder, weights, None, model.recipe.grid, {"scale": model.guidance_scale(guidance)})
+    about = recipe_of(model, folder, weights, None, model.recipe.grid, {"scale": model.guiding(guidance).scale})
     for one in drawn:
         home = out / one.label
         home.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,7 @@ def merged(base: Any, changes: Any, path: str = "") -> Any:
             return dict(changes)
     else:
         unknown = [key for key in changes if key not in base]
-        if unknown:
+        if unknown and base:  # what is empty may hold any names: how often each condition is dropped
             raise ConfigError(f"unknown setting {path + listed(unknown)}: there are {listed(base, 40)}")
     return {**base, **{key: merged(base.get(key), value, f"{path}{key}.") for key, value in changes.items()}}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from diff_diffusion.cli.config import parse_size
 from diff_diffusion.cli.console import count_progress
 from diff_diffusion.cli.guiding import guidance_of, recorded
 from diff_diffusion.editing import draw_large
-from diff_diffusion.errors import CheckpointError, ConfigError, DataError, listed
+from diff_diffusion.errors import CheckpointError, ConfigError, DataError, DiffusionError, listed
 from diff_diffusion.models import DiffusionModel, Guidance, Model, sampler_named
 from diff_diffusion.pictures import read_recipe, sheet, to_array, to_image, write_png
 from diff_diffusion.registry import build, describe
@@ -29,6 +31,7 @@ from diff_diffusion.samplers.grid import Grid
 from diff_diffusion.training.runtime import choose_device
 
 MAX_COLUMNS = 16
+MAX_PIXELS = 1 << 26
 
 
 def load(run: Path, weights: str) -> DiffusionModel:
@@ -53,9 +56,12 @@ def wishes(knows: Model, labels: list[str], prompts: list[str], conds: list[str]
     ]
 
 
-def together(knows: Model, wishes: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]] | None:
-    """The wishes as lists for each condition; None when nothing is asked."""
-    each = [asked(knows, wish["label"], wish["prompt"], wish["cond"]) or {} for wish in wishes]
+def together(
+    knows: Model, wishes: Sequence[Mapping[str, Any]], size: tuple[int, int] | None = None
+) -> dict[str, list[Any]] | None:
+    """The wishes as lists for each condition, images of `size`; None when nothing is asked."""
+    read = cache(lambda label, prompt, cond: asked(knows, label, prompt, cond, size) or {})
+    each = [read(wish["label"], wish["prompt"], tuple(wish["cond"])) for wish in wishes]
     names = dict.fromkeys(name for one in each for name in one)
     return {name: [one.get(name) for one in each] for name in names} or None
 
@@ -83,8 +89,18 @@ def canvas(model: DiffusionModel, size: str | None, wrap: bool) -> dict[str, Any
             raise ConfigError("--wrap makes the right edge meet the left of a larger picture: give it a --size")
         return {}
     sides = parse_size(size)
+    assert sides is not None
     height, width = sides if isinstance(sides, tuple) else (sides, sides)
-    return {"size": [height, width], "wrap": wrap}
+    if height * width > MAX_PIXELS:
+        raise ConfigError(f"--size {size} is {height * width:,} pixels: at most {MAX_PIXELS:,} are drawn")
+    return {"size": (height, width), "wrap": wrap}
+
+
+def images_of(conds: Sequence[str]) -> dict[str, Any]:
+    """The sha256 of the files that conditions name, which may be others when a sample is made again."""
+    paths = [Path(pair.partition("=")[2]) for pair in conds]
+    hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+    return {"images": hashes} if hashes else {}
 
 
 def drawn(model: DiffusionModel, num: int, large: Mapping[str, Any], **asked: Any) -> Tensor:
@@ -117,15 +133,19 @@ def run(
         raise ConfigError(f"--out {out} is a file; it must be a folder, new or not")
     model = load(folder, weights)
     guided = guidance_of(model, guidance)
-    knows = guided.classifier or model
+    knows = guided.knows(model)
     wished = wishes(knows, labels, prompts, conds, num)
-    cond = together(knows, wished)
-    knows.encode(cond, num)  # what is unknown fails before any work
+    large = canvas(model, size, wrap)
+    cond = together(knows, wished, large.get("size"))
+    few = {name: values[:batch_size] for name, values in (cond or {}).items()}
+    knows.encode(few or None, min(num, batch_size))  # what is unknown fails before any work
+    strange = [name for name in guided.negative or {} if name not in (cond or {})]
+    if strange:
+        raise ConfigError(f"--negative says a {listed(strange)} to move away from, and samples are asked for none")
     if not guidance and cond is None:
         guided = Guidance()
     times = model.chosen_grid(grid, steps)
-    large = canvas(model, size, wrap)
-    recipe = recipe_of(model, folder, weights, sampler, times, recorded(guidance, guided)) | large
+    recipe = recipe_of(model, folder, weights, sampler, times, recorded(guidance, guided)) | large | images_of(conds)
     model.plan(sampler=sampler, grid=times, guidance=guided, conditional=cond is not None)
     out.mkdir(parents=True, exist_ok=True)
     show, pieces, files = count_progress("sampling"), [], []
@@ -196,18 +216,25 @@ def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
                 f"{home} holds another model (fingerprint {found}) than the one that made {file.name} "
                 f"({recipe['model']}): it was trained further or replaced; name the right folder with --run"
             )
+        were = recipe.get("images", {})
+        changed = [path for path, was in were.items() if images_of([f"={path}"]) != {"images": {path: was}}]
+        if changed:
+            raise DataError(f"{file} was made from {listed(changed)}, which is another file now, or gone")
         guided = guidance_of(model, recipe["guidance"])
+        size = tuple(recipe["size"]) if "size" in recipe else None
         sample = drawn(
             model,
             1,
             recipe,
-            cond=together(guided.classifier or model, [recipe["asked"]]),
+            cond=together(guided.knows(model), [recipe["asked"]], size),
             seed=recipe["seed"],
             sampler=build(recipe["sampler"]),
             grid=build(recipe["grid"]),
             guidance=guided,
         )[0]
-    except (KeyError, TypeError) as error:
+    except DiffusionError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"the recipe in {file} is damaged: {error}") from error
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out} is a folder; it must be the file to write")

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from diff_diffusion.cond import Embedded
+from diff_diffusion.rng import Noise
 
 
 class Condition(nn.Module, ABC):
     """One kind of thing that a sample can be asked to be.
 
-    `encode` runs once per sample, `embed` at each step; in training too, so what `embed` does is learned.
+    `encode` runs once per sample, `embed` at each step; what `embed` does is learned. `once` is that part of it which a
+    sampler, whose weights stay as they are, need not do again at each step.
     """
 
     width: int = 0
@@ -30,12 +32,20 @@ class Condition(nn.Module, ABC):
             ConfigError: a value that the model cannot know, with what it can.
         """
 
+    def once(self, values: Tensor) -> Tensor:
+        """Encoded values with all done that does not depend on the step; `embed` takes both."""
+        return values
+
     @abstractmethod
     def embed(self, values: Tensor | None, keep: Tensor, x_t: Tensor) -> Embedded:
         """What a network reads of encoded values [B, ...], and the stored null where `keep` [B] is false.
 
         `values` is None where nothing is kept. x_t [B, ...] is what the network sees, for its size.
         """
+
+    def noised(self, values: Tensor, noise: Noise) -> Tensor:
+        """Encoded values as training sees them; one key of noise per sample."""
+        return values
 
     def is_one(self, value: Any) -> bool:
         """Whether this is the value of one sample, and not one for each of several."""

@@ -13,6 +13,7 @@ from diff_diffusion.conditions.condition import Condition
 from diff_diffusion.core.denoiser import Conditioner
 from diff_diffusion.errors import ConfigError, listed
 from diff_diffusion.registry import register
+from diff_diffusion.rng import Noise
 
 
 @register("conditioner/conditions")
@@ -83,6 +84,15 @@ class Conditions(Conditioner):
             return self.parts[name].encode(values)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
+
+    def once(self, cond: Cond) -> Cond:
+        """A condition with all done that need not be done at each step of a walk."""
+        return Cond({name: self.parts[name].once(value) for name, value in cond.values.items()}, cond.keep)
+
+    def noised(self, cond: Cond, noise: Noise) -> Cond:
+        """A condition as training sees it, with one key of noise per sample."""
+        values = {name: self.parts[name].noised(value, noise.fork(name)) for name, value in cond.values.items()}
+        return Cond(values, cond.keep)
 
     def embed(self, cond: Cond | None, x_t: Tensor) -> Embedded:
         cond = cond or Cond()

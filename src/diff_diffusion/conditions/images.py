@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from diff_diffusion.cond import Embedded
 from diff_diffusion.conditions.condition import Condition
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.registry import register
+from diff_diffusion.rng import Noise
+
+MAX_NUMBERS = 1 << 28
 
 
 @register("condition/image")
@@ -21,6 +25,7 @@ class ImageBeside(Condition):
 
     Args:
         shape: (C, H, W) of the image; its values are 0 to 255.
+        kind: what it is of the sample: "image", "mask", "grey", or "shrunk:4" for itself four times smaller.
         noise: conditioning augmentation. In training the image, in units of -1 to 1, becomes √(1 - s²) image + s ε with
             s even in [0, noise], and the network is told s. A model that enlarges another's samples learns so to
             forgive their faults. When it is asked, an image has s = 0, or what `encode` is told of one noised already.
@@ -31,23 +36,28 @@ class ImageBeside(Condition):
     Source: Ho et al., arXiv 2106.15282, for conditioning augmentation.
     """
 
-    def __init__(self, shape: Sequence[int], noise: float = 0.0) -> None:
+    def __init__(self, shape: Sequence[int], noise: float = 0.0, kind: str = "image") -> None:
         super().__init__()
-        self.shape, self.noise = tuple(shape), noise
-        if len(self.shape) != 3 or not all(1 <= side <= 65536 for side in self.shape):
-            raise ConfigError(f"an image condition has a shape (channels, height, width), not {list(shape)}")
+        self.shape, self.noise, self.kind = tuple(shape), noise, kind
+        if len(self.shape) != 3 or min(self.shape) < 1 or math.prod(self.shape) > MAX_NUMBERS:
+            raise ConfigError(
+                f"an image condition has a shape (channels, height, width) of at most {MAX_NUMBERS:,} numbers, not "
+                f"{list(shape)}"
+            )
         if not 0.0 <= noise <= 1.0:
             raise ConfigError(f"the noise on an image condition must be from 0 to 1, not {noise}")
         self.planes = self.shape[0] + 1 + (noise > 0.0)
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         """Images uint8 or float [C, H, W] in 0 to 255, or (image, s), to [B, C + 1, H, W]: in -1 to 1, and s."""
+        given = [value[0] if isinstance(value, tuple) else value for value in values]
+        blank = torch.full(next((tuple(image.shape) for image in given if image is not None), self.shape), 127.5)
         rows = []
         for value in values:
             image, level = value if isinstance(value, tuple) else (value, 0.0)
-            if image is None:
-                image = torch.full(self.shape, 127.5)
-            image = torch.as_tensor(image).float().cpu()
+            image = blank if image is None else torch.as_tensor(image).float().cpu()
+            if not bool(torch.isfinite(image).all()):
+                raise ConfigError("this image condition holds values that are not finite")
             if image.ndim != 3 or image.shape[0] != self.shape[0]:
                 raise ConfigError(f"this image condition is {list(self.shape)}, and {list(image.shape)} was given")
             if not 0.0 <= level <= self.noise:
@@ -55,6 +65,15 @@ class ImageBeside(Condition):
             clean = image / 127.5 - 1.0
             rows.append(torch.cat([clean, torch.full_like(clean[:1], level)]))
         return torch.stack(rows)
+
+    def noised(self, values: Tensor, noise: Noise) -> Tensor:
+        if not self.noise:
+            return values
+        image = values[:, :-1]
+        share = noise.fork("level").uniform((len(values),)).to(values)
+        level = (self.noise * share).view(-1, 1, 1, 1).expand_as(values[:, -1:])
+        noisy = (1 - level.square()).sqrt() * image + level * noise.fork("eps").normal(image.shape, image)
+        return torch.cat([noisy, level], dim=1)
 
     def is_one(self, value: Any) -> bool:
         return isinstance(value, tuple) or getattr(value, "ndim", 0) == 3
@@ -65,13 +84,9 @@ class ImageBeside(Condition):
         if values.shape[2:] != x_t.shape[2:]:
             raise ConfigError(f"the image condition is {list(values.shape[2:])} where x is {list(x_t.shape[2:])}")
         image, level = values[:, :-1], values[:, -1:]
-        if self.noise and self.training:
-            # Torch's global numbers, which training seeds at each step: as for dropout.
-            level = torch.rand(len(image), 1, 1, 1, device=image.device).expand_as(level) * self.noise
-            image = (1 - level.square()).sqrt() * image + level * torch.randn_like(image)
         kept = keep.view(-1, 1, 1, 1).to(image)
         here = [image * kept, kept.expand_as(level), level * kept]
         return Embedded(planes=torch.cat(here[: 3 if self.noise else 2], dim=1))
 
     def summary(self) -> str:
-        return f"an image of {' × '.join(map(str, self.shape))}"
+        return f"{'an image' if self.kind == 'image' else self.kind} of {' × '.join(map(str, self.shape))}"

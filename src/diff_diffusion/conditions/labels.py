@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class ClassLabel(Condition):
         self.width = width
         if not 1 <= len(self.names) <= MAX_CLASSES or len(set(self.names)) != len(self.names):
             raise ConfigError(f"class names must be 1 to {MAX_CLASSES:,} different strings, not {listed(self.names)}")
+        self._rows = {unicodedata.normalize("NFC", name): row for row, name in enumerate(self.names)}
         # Row len(names) is the null. It is trained by the objective's cond_drop and saved like any weight.
         self.table = nn.Embedding(len(self.names) + 1, width)
 
@@ -43,9 +45,11 @@ class ClassLabel(Condition):
     def _row(self, value: Any) -> int:
         if value is None:
             return 0
-        if isinstance(value, str) and value in self.names:
-            return self.names.index(value)
-        if not isinstance(value, str) and 0 <= value < len(self.names):
+        if isinstance(value, str):
+            found = self._rows.get(unicodedata.normalize("NFC", value))
+            if found is not None:
+                return found
+        elif not isinstance(value, bool) and hasattr(value, "__index__") and 0 <= int(value) < len(self.names):
             return int(value)
         raise ConfigError(f"unknown label {value!r}: this model knows {listed(self.names, 40)}")
 

@@ -44,11 +44,12 @@ class Number(Condition):
         self.null = nn.Parameter(torch.zeros(width))
 
     def encode(self, values: Sequence[Any]) -> Tensor:
-        return torch.tensor([self._checked(value) for value in values], dtype=torch.float32)
+        """The share of the range, float32 [B]: a difference that float32 could not tell at a date's own size."""
+        return torch.tensor([self._share(value) for value in values], dtype=torch.float32)
 
-    def _checked(self, value: Any) -> float:
+    def _share(self, value: Any) -> float:
         if value is None:
-            return self.low
+            return 0.0
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -56,14 +57,13 @@ class Number(Condition):
         margin = BEYOND * (self.high - self.low)
         if not self.low - margin <= number <= self.high + margin:
             raise ConfigError(f"{number:g} is outside of what this model was trained on, {self.low:g} to {self.high:g}")
-        return number
+        return (number - self.low) / (self.high - self.low)
 
     def embed(self, values: Tensor | None, keep: Tensor, x_t: Tensor) -> Embedded:
         if values is None:
             return Embedded(self.null.expand(len(x_t), -1))
-        share = (values - self.low) / (self.high - self.low)
         turns = torch.logspace(-1, math.log2(WAVES), WAVES, base=2.0, device=values.device)
-        angles = 2 * math.pi * share[:, None] * turns
+        angles = 2 * math.pi * values[:, None] * turns
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return Embedded(chosen(keep, self.mlp(waves.to(self.null.dtype)), self.null))
 
@@ -97,15 +97,17 @@ class Vector(Condition):
         self.null = nn.Parameter(torch.zeros(width))
 
     def encode(self, values: Sequence[Any]) -> Tensor:
+        """In standard units, float32 [B, K]."""
         rows = []
         for value in values:
-            row = torch.as_tensor(self.mean if value is None else value, dtype=torch.float32).cpu()
+            row = torch.as_tensor(self.mean if value is None else value, dtype=torch.float64).cpu()
             if row.shape != (len(self.mean),) or not bool(torch.isfinite(row).all()):
                 raise ConfigError(
                     f"this vector has {len(self.mean)} finite numbers, and one of shape {list(row.shape)} was given"
                 )
             rows.append(row)
-        return torch.stack(rows)
+        mean, std = (torch.tensor(units, dtype=torch.float64) for units in (self.mean, self.std))
+        return ((torch.stack(rows) - mean) / std).float()
 
     def is_one(self, value: Any) -> bool:
         if isinstance(value, list | tuple):
@@ -115,8 +117,7 @@ class Vector(Condition):
     def embed(self, values: Tensor | None, keep: Tensor, x_t: Tensor) -> Embedded:
         if values is None:
             return Embedded(self.null.expand(len(x_t), -1))
-        mean, std = values.new_tensor(self.mean), values.new_tensor(self.std)
-        return Embedded(chosen(keep, self.mlp(((values - mean) / std).to(self.null.dtype)), self.null))
+        return Embedded(chosen(keep, self.mlp(values.to(self.null.dtype)), self.null))
 
     def summary(self) -> str:
         return f"{len(self.mean)} numbers"

@@ -94,8 +94,7 @@ class Words(Condition):
 class Text(Words):
     """A caption, read by an encoder of its own.
 
-    Training encodes captions as numbers and reads them at each step, so that the encoder learns. Otherwise each is read
-    once per sample, when it is encoded.
+    Training reads a caption at each step, so that the encoder learns; a sampler reads it once.
 
     Args:
         tokenizer: text to numbers.
@@ -117,12 +116,12 @@ class Text(Words):
         self.encoder = encoder
 
     def encode(self, values: Sequence[Any]) -> Tensor:
-        """Texts to int64 [B, length]; in evaluation mode to float [B, length, token_width + 1], the mask last."""
-        ids = torch.tensor([self._numbers(value) for value in values], dtype=torch.int64)
-        if self.training:
-            return ids
-        with torch.no_grad():
-            tokens, mask = self.read(ids.to(self.null.device))
+        """Texts to int64 [B, length]."""
+        return torch.tensor([self._numbers(value) for value in values], dtype=torch.int64).view(-1, self.length)
+
+    def once(self, values: Tensor) -> Tensor:
+        """Read: float [B, length, token_width + 1], the mask last."""
+        tokens, mask = self.read(values)
         return torch.cat([tokens, mask[..., None].to(tokens)], dim=-1)
 
     def _numbers(self, value: Any) -> list[int]:

@@ -232,6 +232,7 @@ class ImageDataset(Dataset[Tensor]):
             row = int(self._rows[stand_in])
             try:
                 image = self._store.read(row)
+                self._stand_in.pop(index, None)  # a file that was out of reach may be back
                 if stand_in != index:
                     self._stand_in[index] = stand_in
                 return image

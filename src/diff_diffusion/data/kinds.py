@@ -86,7 +86,8 @@ def infer(name: str, cells: Sequence[Cell], is_image: Callable[[Cell], bool]) ->
     if sort == "text":
         return _kind_of_strings(name, cells, is_image)
     if sort == "numbers":
-        whole = all(isinstance(cell.value, int) for cell in cells)
+        # 1.0 too: a table with one label missing is often written so.
+        whole = all(isinstance(cell.value, int) or cell.value.is_integer() for cell in cells)
         return "class" if whole and _CLASS.fullmatch(name) else "number"
     return {"booleans": "class", "lists of numbers": "vector"}.get(sort, IGNORE)
 
@@ -223,7 +224,8 @@ def _class_name(name: str, cell: Cell) -> str | None:
         return "true" if cell.value else "false"
     if not isinstance(cell.value, str | int | float):
         raise _unfit(name, cell, "class")
-    return _text(cell.value) or None
+    whole = isinstance(cell.value, float) and cell.value.is_integer()
+    return _text(int(cell.value) if whole else cell.value) or None
 
 
 def _number(name: str, cell: Cell) -> float:

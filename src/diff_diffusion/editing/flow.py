@@ -48,7 +48,7 @@ def translate(
     Source: Su et al., "Dual Diffusion Implicit Bridges", arXiv 2203.08382.
     """
     with model.evaluating():
-        latent, encoded = model.codec.encode(images.to(model.device)), model.encode(from_cond, len(images))
+        latent, encoded = model.codec.encode(images.to(model.device)), model.ready(from_cond, len(images))
         noise = invert(seen(model, model.denoiser, latent.shape[1:]), latent, steps, encoded)
     return _regenerated(model, noise, cond, steps, guidance)
 
@@ -92,7 +92,7 @@ def interpolate(
     x = torch.stack([_turned(ends[0], ends[1], share) for share in shares.tolist()])
     if to_cond is None:
         return _regenerated(model, x, cond, steps, guidance)
-    other = model.encode(to_cond, num)
+    other = model.ready(to_cond, num)
     if cond is None or other is None:
         raise ConfigError("to_cond is what the last sample is; cond must say what the first one is")
     return _regenerated(model, x, cond, steps, guidance, lambda denoiser: Between(denoiser, other, shares))
@@ -118,4 +118,4 @@ def _regenerated(
     denoiser, _, _ = model.plan(guidance=guidance, conditional=cond is not None, clip=False)
     denoiser = seen(model, around(denoiser), x.shape[1:])
     with model.evaluating():
-        return model.decode(regenerate(denoiser, x, steps, model.encode(cond, len(x)))).cpu()
+        return model.decode(regenerate(denoiser, x, steps, model.ready(cond, len(x)))).cpu()

@@ -10,7 +10,6 @@ from torch import Tensor
 from diff_diffusion.editing.walks import walked
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.models import DiffusionModel
-from diff_diffusion.models.diffusion import guided_by
 from diff_diffusion.rng import Noise
 
 
@@ -53,7 +52,7 @@ def draw_large(
     """
     if num < 1 or batch_size < 1:
         raise ConfigError(f"the number of samples and the batch size must be at least 1, not {num} and {batch_size}")
-    every = (guided_by(plan.get("guidance")) or model).asked(cond, num)
+    every = model.guiding(plan.get("guidance")).knows(model).asked(cond, num)
     shape = (model.codec.latent.shape[0], height, width)
     pieces = []
     for first in range(0, num, batch_size):

@@ -53,11 +53,9 @@ def upscale(
 
     Source: Saharia et al., "SR3", arXiv 2104.07636; Ho et al., arXiv 2106.15282, for the noise.
     """
-    name, trained_with = _image_condition(model, beside)
+    name, trained_with = _image_condition(model, beside, factor)
     if cond is not None and name in cond:
         raise ConfigError(f"the condition {name!r} is the small image itself, and was given twice")
-    if factor < 2:
-        raise ConfigError(f"images are enlarged by a whole factor of at least 2, not {factor}")
     if images.ndim != 4:
         raise ConfigError(f"images to enlarge are [B, C, h, w], not {list(images.shape)}")
     if not 0.0 <= noise <= trained_with:
@@ -122,10 +120,15 @@ def cascade(
     return upscale(second, drawn, factor, noise=noise, beside=beside, cond=second.known(asked), seed=seed, **plan)
 
 
-def _image_condition(model: DiffusionModel, name: str | None) -> tuple[str, float]:
-    """The model's image condition of that name, or its only one, and the noise that it was trained with."""
+def _image_condition(model: DiffusionModel, name: str | None, factor: int) -> tuple[str, float]:
+    """The model's condition of that name, or its only one, that is itself shrunk; and the noise it was trained with."""
     parts = model.conditioner.parts if model.conditioner is not None else {}
-    images = {key: part.noise for key, part in parts.items() if isinstance(part, ImageBeside)}
+    shrunk = {key: part for key, part in parts.items() if isinstance(part, ImageBeside) and part.kind[:6] == "shrunk"}
+    images = {key: part.noise for key, part in shrunk.items()}
+    other = {key: part.kind for key, part in shrunk.items() if part.kind != f"shrunk:{factor}" and name in (None, key)}
+    if other:
+        trained = listed(f"{kind[7:]} times" for kind in other.values())
+        raise ConfigError(f"the model was trained to enlarge {trained}, and not {factor}")
     if not images:
         raise ConfigError(
             "enlarging needs a model that sees a small image beside its own; this one has "

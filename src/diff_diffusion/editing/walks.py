@@ -12,7 +12,6 @@ from diff_diffusion.core.denoiser import Denoiser
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.guidance.windows import Windowed
 from diff_diffusion.models import DiffusionModel
-from diff_diffusion.models.diffusion import guided_by
 from diff_diffusion.rng import Noise
 from diff_diffusion.samplers.edits import Edit, time_travel
 from diff_diffusion.samplers.grid import Grid
@@ -67,7 +66,7 @@ def walked(
         x = process.prior((len(noise), *shape), noise.at(0), times[0]).to(model.device)
     else:
         x = process.marginal(latent, torch.full((len(latent),), times[0], dtype=torch.float64), noise.at(0)).x_t
-    encoded = (guided_by(plan.get("guidance")) or model).encode(cond, len(noise))
+    encoded = model.guiding(plan.get("guidance")).ready(model, cond, len(noise))
     with model.evaluating():
         for step in trajectory(
             denoiser, sampler, time_travel(times, *travel), x, cond=encoded, noise=noise, edits=edits

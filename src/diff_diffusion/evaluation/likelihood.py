@@ -85,6 +85,7 @@ def bits_per_dim(
     if num < 1 or not 2 <= values <= 65536:
         raise ConfigError(f"num must be at least 1 and values from 2 to 65536, not {num} and {values}")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:num].tolist()
+    model.check_data(data)
     low, high = model.codec.bounds
     width = (high - low) / (values - 1)
     bins = Bins(width, low, high)

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 BATCH = 128
 MAX_IMAGES = 512
 """Of held-out data, that the fact of a run is measured on."""
-SAME = 1e-5
-"""How far apart two codecs' numbers may lie, as a share of a std: rounding, and no other data."""
 
 
 @register("model/classifier")
@@ -143,6 +141,8 @@ class NoisyClassifier(Model):
         return Loss(per_sample.mean(), per_sample, log_snr)
 
     def held_out_facts(self, data: ImageDataset) -> dict[str, Any]:
+        if not data.known(LABEL):
+            return {}
         return {"held-out accuracy": self.accuracy(data, num=MAX_IMAGES)}
 
     def sheet(self, examples: Mapping[str, Any] | None = None) -> Image | None:
@@ -191,19 +191,7 @@ class NoisyClassifier(Model):
 
     def check_fits(self, model: DiffusionModel) -> None:
         """Nothing, or an IncompatibleError that says why it cannot guide `model`."""
-        mine, other = self.codec, model.codec
-        what_to_do = "train both on the same data: its gradient is in the codec's units"
-        if mine.shape != other.shape:
-            raise IncompatibleError(
-                f"the classifier is for samples {list(mine.shape)} and the model for {list(other.shape)}: {what_to_do}"
-            )
-        for name in ("mean", "std"):
-            pairs = zip(getattr(mine, name), getattr(other, name), mine.std, strict=True)
-            if not all(math.isclose(a, b, rel_tol=SAME, abs_tol=SAME * std) for a, b, std in pairs):
-                raise IncompatibleError(
-                    f"the classifier is for data of {name} {_few(getattr(mine, name))} and the model for "
-                    f"{_few(getattr(other, name))}: {what_to_do}"
-                )
+        self.check_units(model, "the classifier")
 
     @torch.no_grad()
     def accuracy(self, data: ImageDataset, log_snr: float | None = None, num: int | None = None) -> float:
@@ -238,10 +226,6 @@ class NoisyClassifier(Model):
         if not count:
             raise ConfigError(f"no image of {data.name} has a label, so there is nothing to be right about")
         return right / count
-
-
-def _few(values: tuple[float, ...]) -> str:
-    return listed([f"{value:.5g}" for value in values], 4)
 
 
 assert isinstance(NoisyClassifier.conditioner, property)  # describe() reads constructor arguments by name

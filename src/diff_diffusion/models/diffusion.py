@@ -14,7 +14,7 @@ from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
 from diff_diffusion.conditions.labels import ClassLabel
 from diff_diffusion.core.denoiser import Denoiser, NetworkDenoiser
-from diff_diffusion.errors import ConfigError, DiffusionError
+from diff_diffusion.errors import ConfigError, DiffusionError, IncompatibleError, listed
 from diff_diffusion.guidance.bounds import Clipped, DynamicallyClipped
 from diff_diffusion.models.guiding import Guidance
 from diff_diffusion.models.model import LEVELS, Model
@@ -56,6 +56,10 @@ class DiffusionModel(Model):
         super().__init__()
         check_fits(recipe.sampler, recipe.process)
         self.denoiser = NetworkDenoiser(network, recipe.process, recipe.target, conditioner)
+        self._check_channels(codec)
+        unknown = [name for name in recipe.objective.drops if conditioner is None or name not in conditioner.parts]
+        if unknown:
+            raise ConfigError(f"drops names {listed(unknown)}, which is no condition of this model")
         self.codec = codec
         self.recipe = recipe
         # Parts of a recipe that learn while training (levels, weights, a time map) are saved with the weights.
@@ -66,6 +70,16 @@ class DiffusionModel(Model):
         self.ema: dict[str, Tensor] | None = None
         self.requires_grad_(True)
         self._losses = 0
+
+    def _check_channels(self, codec: Affine) -> None:
+        """Nothing, or an IncompatibleError where the network does not see the data's channels and the planes beside."""
+        planes = self.conditioner.planes if self.conditioner is not None else 0
+        takes, shape = getattr(self.network, "channels", None), codec.latent.shape
+        if planes and takes is not None and takes != shape[0] + planes:
+            raise IncompatibleError(
+                f"the network takes {takes} channels, and the samples have {shape[0]}, with {planes} of images "
+                f"beside them: it needs channels {shape[0] + planes} and out_channels {shape[0]}"
+            )
 
     @property
     def network(self) -> nn.Module:
@@ -117,6 +131,8 @@ class DiffusionModel(Model):
     def objective(
         self, latents: Tensor, cond: Cond | None, noise: Noise, first: int = 0, whole: int | None = None
     ) -> Loss:
+        if cond and self.conditioner is not None:
+            cond = self.conditioner.noised(cond, noise.fork("condition"))
         return self.recipe.objective(self.denoiser, latents, cond, noise, first, whole)
 
     def held_out_levels(self, count: int) -> Tensor:
@@ -145,7 +161,7 @@ class DiffusionModel(Model):
         chosen = self.recipe.sampler if sampler is None else sampler_named(sampler)
         check_fits(chosen, self.recipe.process)
         times = self.chosen_grid(grid, steps).times(self.recipe.process)
-        asked = guidance if isinstance(guidance, Guidance) else Guidance(self.guidance_scale(guidance))
+        asked = self.guiding(guidance)
         denoiser: Denoiser = self.denoiser
         if not asked.idle and (conditional or guidance is not None):
             denoiser = asked.around(self, chosen, times)
@@ -155,9 +171,11 @@ class DiffusionModel(Model):
             denoiser = Clipped(denoiser, *self.codec.bounds)
         return denoiser, chosen, times
 
-    def guidance_scale(self, guidance: float | None) -> float:
-        """The scale of a request: the model's own where None."""
-        return self.recipe.guidance if guidance is None else guidance
+    def guiding(self, guidance: float | Guidance | None) -> Guidance:
+        """The guidance of a request: a scale, and the model's own where None."""
+        if isinstance(guidance, Guidance):
+            return guidance
+        return Guidance(self.recipe.guidance if guidance is None else guidance)
 
     def chosen_grid(self, grid: Grid | str | None = None, steps: int | None = None) -> Grid:
         """The grid of a request: the model's own where None; a name alone keeps the model's number of steps.
@@ -176,9 +194,8 @@ class DiffusionModel(Model):
         denoiser, sampler, times = self.plan(**plan, conditional=cond is not None)
         noise = Noise(seeds)
         x = self.recipe.process.prior((len(seeds), *self.codec.latent.shape), noise.at(0), times[0]).to(self.device)
-        knows = guided_by(plan.get("guidance")) or self
-        encoded = knows.encode(cond, len(seeds))
-        return x, trajectory(denoiser, sampler, times, x, cond=encoded, noise=noise)
+        ready = self.guiding(plan.get("guidance")).ready(self, cond, len(seeds))
+        return x, trajectory(denoiser, sampler, times, x, cond=ready, noise=noise)
 
     def sample(
         self,
@@ -214,7 +231,7 @@ class DiffusionModel(Model):
             raise ConfigError(
                 f"the number of samples and the batch size must be at least 1, not {num} and {batch_size}"
             )
-        every = (guided_by(guidance) or self).asked(cond, num)
+        every = self.guiding(guidance).knows(self).asked(cond, num)
         pieces = []
         for first in range(0, num, batch_size):
             part = slice(first, min(first + batch_size, num))
@@ -239,7 +256,8 @@ class DiffusionModel(Model):
             asked: dict[str, list[Any]] = {next(iter(parts)): heads}
         else:
             asked = {name: list(values)[:SHEET_COLUMNS] for name, values in (examples or {}).items()}
-            heads = next(([str(v) for v in values] for values in asked.values() if isinstance(values[0], str)), [])
+            said = (values for values in asked.values() if any(isinstance(value, str) for value in values))
+            heads = [value or "" for value in next(said, [])]
         columns = min((len(values) for values in asked.values()), default=SHEET_COLUMNS)
         rows = max(2, SHEET_COLUMNS // columns)
         cond = {name: values * rows for name, values in asked.items()} or None
@@ -281,8 +299,3 @@ def grid_named(grid: Grid | str) -> Grid:
     found = build(find("grid", grid))
     assert isinstance(found, Grid)
     return found
-
-
-def guided_by(guidance: float | Guidance | None) -> Model | None:
-    """The classifier that says what conditions mean, where one guides."""
-    return guidance.classifier if isinstance(guidance, Guidance) else None

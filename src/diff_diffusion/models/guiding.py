@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from diff_diffusion.cond import Cond
 from diff_diffusion.core.denoiser import LOG_SNR_LIMIT, Denoiser
-from diff_diffusion.errors import ConfigError, listed
+from diff_diffusion.errors import ConfigError, IncompatibleError, listed
 from diff_diffusion.guidance.evidence import ClassifierGuided
 from diff_diffusion.guidance.levels import ClassifierFreePP, Interval
 from diff_diffusion.guidance.moves import Project, Rescale
 from diff_diffusion.guidance.scale import Autoguided, ClassifierFree, Move
+from diff_diffusion.registry import describe
 from diff_diffusion.samplers.ancestral import Ancestral
 from diff_diffusion.samplers.sampler import Sampler
 
 if TYPE_CHECKING:
     from diff_diffusion.models.classifier import NoisyClassifier
     from diff_diffusion.models.diffusion import DiffusionModel
+    from diff_diffusion.models.model import Model
 
 MOVES: dict[str, Move | None] = {"plain": None, "rescale": Rescale(), "apg": Project(eta=0.0)}
 CFGPP = "cfgpp"
@@ -69,7 +72,9 @@ class Guidance:
             raise ConfigError(
                 f"guidance {self.how!r} does not go with {given[0]}: it moves away from the unconditional"
             )
-        if self.scale == 1.0 and self.classifier is None and self.how != CFGPP:
+        if self.how in ("rescale", "apg") and self.scale < 1.0:
+            raise ConfigError(f"{self.how!r} holds back what a scale above 1 spoils, and {self.scale:g} is below")
+        if self.idle:
             idle = [*given, *(["an interval"] if self.interval else []), *([self.how] if self.how != "plain" else [])]
             if idle:
                 raise ConfigError(f"{listed(idle)} has no effect at guidance 1, which is none: say how much, such as 2")
@@ -78,6 +83,16 @@ class Guidance:
     def idle(self) -> bool:
         """Whether it leaves the conditional model as it is."""
         return self.scale == 1.0 and self.classifier is None and self.how != CFGPP
+
+    def knows(self, model: DiffusionModel) -> Model:
+        """Who says what conditions mean: the classifier, where one guides, else the model."""
+        return self.classifier or model
+
+    def ready(self, model: DiffusionModel, asked: Any, count: int) -> Cond | None:
+        """What samples are asked to be, for a walk of `around`."""
+        if self.reference is not None:  # two models read texts each in its own way, at each step
+            return model.encode(asked, count)
+        return self.knows(model).ready(asked, count)
 
     def around(self, model: DiffusionModel, sampler: Sampler, times: Sequence[float]) -> Denoiser:
         """The model's denoiser, guided. `sampler` and `times` are what will walk it."""
@@ -99,12 +114,18 @@ class Guidance:
             log_prob = partial(self.classifier.log_prob, process=model.recipe.process)
             return ClassifierGuided(model.denoiser, log_prob, self.scale)
         if self.reference is not None:
+            self.reference.check_units(model, "the reference")
+            if _meaning(self.reference) != _meaning(model):
+                raise IncompatibleError(
+                    "the reference does not take conditions as the model does: both must have the same, with the same "
+                    "classes, ranges and vocabulary"
+                )
             return Autoguided(model.denoiser, self.reference.denoiser, self.scale, MOVES[self.how])
         if model.conditioner is None:
             raise ConfigError(
                 f"guidance {self.scale:g} needs a conditional model, and this one was trained without conditions"
             )
-        negative = model.encode(self.negative, 1)
+        negative = model.ready(self.negative, 1)
         covered = negative is not None and all(
             name in negative.values and bool(negative.keep[name].all()) for name in model.conditioner.parts
         )
@@ -120,3 +141,10 @@ class Guidance:
                 raise ConfigError(f"CFG++ is a way to take DDIM's steps: use the sampler ddim, not {sampler}")
             return ClassifierFreePP(model.denoiser, self.scale, times, negative)
         return ClassifierFree(model.denoiser, self.scale, negative, MOVES[self.how])
+
+
+def _meaning(model: DiffusionModel) -> Any:
+    """How a model's conditions are encoded, whatever it makes of them then."""
+    parts = model.conditioner.parts if model.conditioner is not None else {}
+    own = {"encoder", "width", "token_width", "noise"}
+    return {name: {k: v for k, v in describe(part).items() if k not in own} for name, part in parts.items()}

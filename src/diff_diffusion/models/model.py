@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,8 @@ from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
 from diff_diffusion.conditions.labels import ClassLabel
-from diff_diffusion.errors import CheckpointError, ConfigError, listed
+from diff_diffusion.conditions.numbers import Number
+from diff_diffusion.errors import CheckpointError, ConfigError, IncompatibleError, listed
 from diff_diffusion.objectives.denoising import Loss
 from diff_diffusion.registry import build, describe
 from diff_diffusion.rng import Noise, derive
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 LABEL = "label"
+SAME = 1e-5
+"""How far apart two codecs' numbers may lie, as a share of a std: rounding, and no other data."""
 LEVELS = 8
 """Noise levels at which held-out samples are asked; sample i at the middle of stratum i mod 8."""
 
@@ -114,6 +118,14 @@ class Model(nn.Module, ABC):
         assert self.conditioner is not None
         return self.conditioner.encode(named).to(self.device)
 
+    def ready(self, asked: Any, count: int) -> Cond | None:
+        """What samples are asked to be, for a walk: encoded, and with all done that no step changes."""
+        cond = self.encode(asked, count)
+        if cond is None or self.conditioner is None:
+            return None
+        with self.evaluating(), torch.no_grad():
+            return self.conditioner.once(cond)
+
     def asked(self, cond: Any, count: int) -> dict[str, list[Any]] | None:
         """What is asked, as a list of `count` values for each condition's name; errors as for `encode`."""
         if cond is None:
@@ -121,6 +133,44 @@ class Model(nn.Module, ABC):
         if self.conditioner is None:
             raise ConfigError("this model is unconditional: it was trained without conditions, so it takes none")
         return self.conditioner.named(cond, count)
+
+    def check_units(self, model: Model, who: str) -> None:
+        """Nothing, or an IncompatibleError that says how this model, called `who`, has other data than `model`."""
+        mine, other = self.codec, model.codec
+        what_to_do = "train both on the same data, since the two are asked about the same numbers"
+        if mine.shape != other.shape:
+            raise IncompatibleError(
+                f"{who} is for samples {list(mine.shape)} and the model for {list(other.shape)}: {what_to_do}"
+            )
+        for name in ("mean", "std"):
+            pairs = zip(getattr(mine, name), getattr(other, name), mine.std, strict=True)
+            if not all(math.isclose(a, b, rel_tol=SAME, abs_tol=SAME * std) for a, b, std in pairs):
+                raise IncompatibleError(
+                    f"{who} is for data of {name} {_few(getattr(mine, name))} and the model for "
+                    f"{_few(getattr(other, name))}: {what_to_do}"
+                )
+
+    def check_data(self, data: ImageDataset) -> None:
+        """Nothing, or an error where `data` are not what the model is for.
+
+        Raises:
+            IncompatibleError: another shape, conditions that are not there, or other classes: labels are numbers, which
+                mean something else then.
+            ConfigError: numbers outside of the model's range.
+        """
+        shape, parts = self.codec.data.shape, self.conditioner.parts if self.conditioner is not None else {}
+        if data.shape != shape:
+            raise IncompatibleError(f"the model is for samples {list(shape)}; {data.name} has {list(data.shape)}")
+        missing = [name for name in parts if name not in data.columns]
+        if missing:
+            has = listed(data.columns) or "none"
+            raise IncompatibleError(f"the model is for the conditions {listed(parts)}; {data.name} has {has}")
+        for name, part in parts.items():
+            if isinstance(part, ClassLabel) and tuple(data.columns[name].names) != part.names:
+                has = listed(data.columns[name].names) or "none"
+                raise IncompatibleError(f"the model is for the classes {listed(part.names)}; {data.name} has {has}")
+            if isinstance(part, Number) and self.conditioner is not None:
+                self.conditioner.encode({name: data.known(name)})
 
     def known(self, cond: Mapping[str, Any]) -> dict[str, Any] | None:
         """Of all that is known of some data, what the model can be asked for; None if nothing."""
@@ -252,3 +302,7 @@ def _spares(folder: Path) -> list[Path]:
     """Where a model may be whole when `folder` is not: what a save that was cut short put aside, and checkpoints."""
     aside = [] if folder.exists() else storage.leftovers(folder.parent, storage.REPLACED, folder.name)
     return [*aside, *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
+
+
+def _few(values: tuple[float, ...]) -> str:
+    return listed([f"{value:.5g}" for value in values], 4)

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diff_diffusion.conditions.labels import ClassLabel
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.loader import Batches
-from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, IncompatibleError, TrainingError, listed
+from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, TrainingError
 from diff_diffusion.models import Model
 from diff_diffusion.models.held_out import held_out_loss
 from diff_diffusion.registry import describe
@@ -80,7 +79,9 @@ class _Run:
         held_out: ImageDataset | None,
     ) -> None:
         self.model, self.data, self.out, self.held_out = model, data, out, held_out
-        self._check_fits()
+        for known in (data, held_out):
+            if known is not None:
+                model.check_data(known)
         self.notes: list[str] = []
         self.seconds, self.step, self._first_bad = 0.0, 0, ""
         moments: dict[str, Tensor] | None = None
@@ -113,24 +114,6 @@ class _Run:
             self.settings = settings.model_copy(update={"precision": self._measured_precision()})
         model.facts |= {"name": out.name if out else data.name, "data": Path(data.name).name, "train images": len(data)}
         model.facts |= {"precision": self.settings.precision, "seed": self.settings.seed}
-
-    def _check_fits(self) -> None:
-        """Nothing, or an IncompatibleError: labels are numbers, which mean something else for other classes."""
-        shape, conditioner = self.model.codec.data.shape, self.model.conditioner
-        parts = conditioner.parts if conditioner is not None else {}
-        for data in (self.data, self.held_out):
-            if data is None:
-                continue
-            if data.shape != shape:
-                raise IncompatibleError(f"the model is for samples {list(shape)}; {data.name} has {list(data.shape)}")
-            missing = [name for name in parts if name not in data.columns]
-            if missing:
-                has = listed(data.columns) or "none"
-                raise IncompatibleError(f"the model is for the conditions {listed(parts)}; {data.name} has {has}")
-            for name, part in parts.items():
-                if isinstance(part, ClassLabel) and tuple(data.columns[name].names) != part.names:
-                    has = listed(data.columns[name].names) or "none"
-                    raise IncompatibleError(f"the model is for the classes {listed(part.names)}; {data.name} has {has}")
 
     # ---- resuming -------------------------------------------------------------------------------------------------
 
