@@ -16,7 +16,7 @@ from PIL import Image
 from diff_diffusion.cli.plan import advice, told
 from diff_diffusion.data import load_image_dataset
 from diff_diffusion.sizing import describe_for_data
-from diff_diffusion.training import TrainSettings, checkpoint, loop, planning
+from diff_diffusion.training import TrainSettings, checkpoint, loop, planning, trial
 from diff_diffusion.training.planning import RunPlan, plan
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -24,8 +24,8 @@ Cli = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "SECONDS", 0.0)
-    monkeypatch.setattr(planning, "_physical_cores", lambda: 1)
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    monkeypatch.setattr(trial, "_physical_cores", lambda: 1)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_auto_is_what_it_chose(
     cli: Cli, animals: Path, tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "choose_precision", lambda device, step: ("bf16", 2.0))
-    line = planning.Line(5, 7 << 20, 1)
-    monkeypatch.setattr(planning, "largest_that_fits", lambda peak, *limits: (peak(1), (5, line))[1])
+    line = trial.Line(5, 7 << 20, 1)
+    monkeypatch.setattr(trial, "largest_that_fits", lambda peak, *limits: (peak(1), (5, line))[1])
     options = ("--set", "network.width=8", "--set", "train.batch_size=16")
     code, out, err = cli("train", animals, "--out", tmp_path / "自", "--steps", 2, "--auto", *options)
     assert code == 0, err
@@ -94,7 +94,7 @@ def test_auto_is_what_it_chose(
     said = ("--set", "train.micro_batch=4", "--set", "train.precision=bf16")
     assert cli("train", animals, "--out", tmp_path / "set", "--steps", 2, *options, *said)[0] == 0
 
-    monkeypatch.setattr(planning, "_Trial", lambda *args: pytest.fail("it was measured again"))
+    monkeypatch.setattr(planning, "Trial", lambda *args: pytest.fail("it was measured again"))
     code, out, err = cli("train", animals, "--out", tmp_path / "自", "--steps", 4, "--auto", *options)
     assert code == 0, err
     assert f"micro-batch 4, precision bf16: as the run in {tmp_path / '自'} has them" in out
@@ -137,8 +137,8 @@ def planned(animals: Path) -> RunPlan:
     description = describe_for_data(data)
     description["network"] |= {"width": 8, "depth": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "SECONDS", 0.0)
-        patch.setattr(planning, "_physical_cores", lambda: 1)
+        patch.setattr(trial, "SECONDS", 0.0)
+        patch.setattr(trial, "_physical_cores", lambda: 1)
         return plan(description, data, TrainSettings(steps=3, batch_size=4, precision="fp32"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.models import Model
 from diff_diffusion.objectives.denoising import Loss, Objective
 from diff_diffusion.sizing import describe_classifier, describe_for_data
-from diff_diffusion.training import loop, memory, planning, train
+from diff_diffusion.training import loop, memory, planning, train, trial
 from diff_diffusion.training.memory import Meter, free_memory
-from diff_diffusion.training.planning import SHARE, chosen, largest_that_fits, plan
+from diff_diffusion.training.planning import chosen, plan
+from diff_diffusion.training.trial import SHARE, largest_that_fits
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "choose_device", lambda: CPU)
-    monkeypatch.setattr(planning, "SECONDS", 0.0)
-    monkeypatch.setattr(planning, "_physical_cores", lambda: 1)
+    monkeypatch.setattr(trial, "choose_device", lambda: CPU)
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    monkeypatch.setattr(trial, "_physical_cores", lambda: 1)
 
 
 class Clock:
@@ -44,7 +46,7 @@ class Clock:
             return call(objective, denoiser, x_0, *args, **options)
 
         monkeypatch.setattr(Objective, "__call__", told)
-        for module, name in ((planning.time, "perf_counter"), (loop.time, "monotonic")):
+        for module, name in ((trial.time, "perf_counter"), (loop.time, "monotonic")):
             monkeypatch.setattr(module, name, lambda: self.now)
 
 
@@ -101,18 +103,18 @@ def linear(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def room(samples: int) -> None:
         state = {"largest": 0}
-        step = planning._Trial.step
+        step = trial.Trial.step
 
-        def watched(trial: Any, images: int, micro: int) -> float:
+        def watched(made: Any, images: int, micro: int) -> float:
             state["largest"] = min(images, micro)
             assert state["largest"] <= max(1, samples), "a micro-batch ran that memory has no room for"
-            return step(trial, images, micro)
+            return step(made, images, micro)
 
         class Fake(Meter):
             def watching(self) -> Any:
                 outer = super().watching
 
-                @planning.contextmanager
+                @contextmanager
                 def watched_meter() -> Any:
                     with outer():
                         yield
@@ -120,10 +122,10 @@ def linear(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
                 return watched_meter()
 
-        monkeypatch.setattr(planning._Trial, "step", watched)
-        monkeypatch.setattr(planning._Trial, "_kept", lambda trial: 0)
-        monkeypatch.setattr(planning, "Meter", Fake)
-        monkeypatch.setattr(planning, "free_memory", lambda device: int((samples << 20) / SHARE) + 8)
+        monkeypatch.setattr(trial.Trial, "step", watched)
+        monkeypatch.setattr(trial.Trial, "_kept", lambda made: 0)
+        monkeypatch.setattr(trial, "Meter", Fake)
+        monkeypatch.setattr(trial, "free_memory", lambda device: int((samples << 20) / SHARE) + 8)
 
     return room
 
@@ -156,7 +158,7 @@ def test_a_micro_batch_that_is_set_stays_and_is_told(linear: Callable[[int], Non
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr(trial, "free_memory", lambda device: 1 << 20)
     monkeypatch.setattr(Model, "from_description", lambda *args: pytest.fail("the model was made"))
     data = tiny.images()
     with pytest.raises(ConfigError, match=r"weights, gradient.* M parameters need .* MiB, and 1 MiB are free"):
@@ -272,19 +274,19 @@ def test_checkpoints_take_what_was_said(tmp_path: Path) -> None:
 
 def test_threads_are_measured_and_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than one cost ten times as much by this clock, as where a core is taken."""
-    monkeypatch.setattr(planning, "_physical_cores", lambda: 4)
+    monkeypatch.setattr(trial, "_physical_cores", lambda: 4)
     now = {"threads": 1}
     monkeypatch.setattr(torch, "get_num_threads", lambda: now["threads"])
     monkeypatch.setattr(torch, "set_num_threads", lambda count: now.update(threads=count))
-    step, tried = planning._Trial.step, list[int]()
+    step, tried = trial.Trial.step, list[int]()
 
-    def slower(trial: Any, images: int, micro: int) -> float:
+    def slower(made: Any, images: int, micro: int) -> float:
         if not tried:  # so that there are moments
-            step(trial, images, micro)
+            step(made, images, micro)
         tried.append(now["threads"])
         return 0.01 * images * {1: 1.0, 2: 10.0, 4: 15.0}[tried[-1]]
 
-    monkeypatch.setattr(planning._Trial, "step", slower)
+    monkeypatch.setattr(trial.Trial, "step", slower)
     data = tiny.images()
     planned = plan(tiny.description(data), data, tiny.settings())
     assert now["threads"] == planned.threads == 1
@@ -335,7 +337,7 @@ def test_how_long_must_be_said() -> None:
 
 
 def test_where_memory_cannot_be_measured_the_batch_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "can_measure", lambda device: False)
+    monkeypatch.setattr(trial, "can_measure", lambda device: False)
     data = tiny.images()
     planned = plan(tiny.description(data), data, tiny.settings())
     assert (planned.settings.micro_batch, planned.memory, planned.free) == (8, None, None)
@@ -381,7 +383,7 @@ def test_the_precision_is_measured_and_kept(found: str, monkeypatch: pytest.Monk
     assert settings.precision == found
     assert said[1] == f"precision {found} (bf16 measured 1.75 × the speed of fp32)"
     list(train(tiny.fresh(data), data, tmp_path, settings.model_copy(update={"steps": 1})))
-    monkeypatch.setattr(planning, "_Trial", lambda *args: pytest.fail("it was measured again"))
+    monkeypatch.setattr(planning, "Trial", lambda *args: pytest.fail("it was measured again"))
     again, _ = chosen(tiny.description(data), data, tiny.settings(precision="auto"), tmp_path)
     assert again == settings
     other = {"bf16": "fp32", "fp32": "bf16"}[found]
@@ -391,7 +393,7 @@ def test_the_precision_is_measured_and_kept(found: str, monkeypatch: pytest.Monk
 
 
 def test_what_is_set_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(planning, "_Trial", lambda *args: pytest.fail("it was measured"))
+    monkeypatch.setattr(planning, "Trial", lambda *args: pytest.fail("it was measured"))
     settings = tiny.settings(micro_batch=5)
     data = tiny.images()
     for out in (None, tmp_path / "new"):
@@ -405,13 +407,13 @@ def test_bf16_is_weighed_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """The micro-batch is one of the precision that the run will have."""
     monkeypatch.setattr(loop, "choose_precision", lambda device, step: ("bf16", 2.0))
     seen: list[str] = []
-    peak = planning._Trial.peak
+    peak = trial.Trial.peak
 
-    def watched(trial: Any, micro: int, images: int) -> int:
-        seen.append(trial.precision)
-        return peak(trial, micro, images)
+    def watched(made: Any, micro: int, images: int) -> int:
+        seen.append(made.precision)
+        return peak(made, micro, images)
 
-    monkeypatch.setattr(planning._Trial, "peak", watched)
+    monkeypatch.setattr(trial.Trial, "peak", watched)
     data = tiny.images()
     chosen(tiny.description(data), data, tiny.settings(precision="auto"))
     assert seen[0] == "fp32"

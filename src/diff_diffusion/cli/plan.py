@@ -9,7 +9,8 @@ import typer
 from diff_diffusion.cli.console import duration
 from diff_diffusion.cli.look import rows
 from diff_diffusion.cli.train import Prepared
-from diff_diffusion.training.planning import RunPlan, gib, plan
+from diff_diffusion.training.planning import RunPlan, plan
+from diff_diffusion.training.trial import gib
 
 
 def run(ready: Prepared, as_json: bool) -> None:
