@@ -84,6 +84,17 @@ def test_a_part_that_does_not_grow_is_seen(constant: int, expected: int) -> None
     assert max(asked) <= expected
 
 
+def test_where_there_is_room_two_sizes_are_enough() -> None:
+    asked: list[int] = []
+
+    def peak(size: int) -> int:
+        asked.append(size)
+        return 1000 + size
+
+    assert largest_that_fits(peak, 64, 1 << 40)[0] == 64
+    assert asked == [1, 2]
+
+
 def test_a_peak_that_bends_up_is_found_out_before_the_limit() -> None:
     """The line of small sizes would be half as steep; it is not followed all the way to the limit."""
     asked: list[int] = []
@@ -243,11 +254,14 @@ def test_the_time_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_slow_steps_are_timed_on_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what does not grow with them, 0.2 s here, counts once."""
     clock = Clock(monkeypatch, per_sample=0.3)
+    step = trial.Trial.step
+    monkeypatch.setattr(trial.Trial, "step", lambda made, images, micro: 0.2 + step(made, images, micro))
     data = tiny.images()
     planned = plan(tiny.description(data), data, tiny.settings(batch_size=64))
-    assert planned.timed_images == 3
-    assert planned.seconds_per_step == pytest.approx(64 * 0.3)
+    assert planned.timed_images == 2
+    assert planned.seconds_per_step == pytest.approx(0.2 + 64 * 0.3)
     assert clock.samples < 64  # less than one step of the run
 
 
@@ -411,6 +425,7 @@ def test_bf16_is_weighed_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def watched(made: Any, micro: int, images: int) -> int:
         seen.append(made.precision)
+        assert images in (2 * micro, 8)  # the second micro-batch finds the gradient of the first
         return peak(made, micro, images)
 
     monkeypatch.setattr(trial.Trial, "peak", watched)

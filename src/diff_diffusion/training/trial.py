@@ -29,7 +29,7 @@ SHARE = 0.8
 SECONDS = 3.0
 """How long steps are repeated for, once there are three of each."""
 SLOW = 1.0
-"""Steps longer than this are measured on fewer images and scaled up."""
+"""Steps longer than this are measured on fewer images, and their time is where a line through two numbers leads."""
 
 
 class Line(NamedTuple):
@@ -47,7 +47,7 @@ def largest_that_fits(peak: Callable[[int], int], whole: int, limit: int, rest: 
     """The largest micro-batch up to `whole` whose peak is at most `limit` (1 if none is), and the line that says so.
 
     A size is tried only when what is known says that it fits: at first as if all beyond `rest` grew with the
-    micro-batch, then along a line through the last two. From 4 on the line is trusted fourfold; or all the way, where
+    micro-batch, then along a line through the last two. From 2 on the line is trusted fourfold; or all the way, where
     half the limit is not reached.
 
     Args:
@@ -61,9 +61,9 @@ def largest_that_fits(peak: Callable[[int], int], whole: int, limit: int, rest: 
     while True:
         at = line.size
         fits = max(1, min(whole, at + (limit - line.taken) // line.slope))
-        if fits <= at or (at >= 4 and (fits <= 4 * at or line.at(fits) <= limit // 2)):
+        if fits <= at or (at >= 2 and (fits <= 4 * at or line.at(fits) <= limit // 2)):
             return fits, line
-        size = min(fits, at * (2 if at < 4 else 4))
+        size = min(fits, at * (2 if at == 1 else 4))
         taken = peak(size)
         slope = -((line.taken - taken) // (size - at))  # rounded up
         line = Line(size, taken, max(1, slope))
@@ -185,23 +185,28 @@ class Trial:
         fits = min(micro, self.fits)
         peak = None
         for _ in range(2):  # the second knows how long many images take, which is less than a few take each
-            images = max(1, min(whole, int(SLOW / self.seconds_per_image)))
+            images = min(whole, max(2, int(SLOW / self.seconds_per_image)))
             if self.meter is None:
                 self.seconds_per_image = self.step(images, fits) / images
             else:
                 peak = self.peak(fits, images)
         if peak is not None and (images < whole or fits < micro):
             peak = max(peak, self.line.at(min(micro, whole)))
+        few = max(1, images // 2) if images < whole else images
         own = torch.get_num_threads()
         try:
-            spent = self._spent(own, images, fits)
+            spent, spent_on_few = self._spent(own, images, few, fits)
         finally:
             torch.set_num_threads(own)
         rates = {count: images / statistics.median(spent[count]) for count in spent if len(spent) > 1}
-        return Times([seconds * whole / images for seconds in spent[own]], images, rates), peak
+        # A step has a part that does not grow with its images, so that in proportion it would come out too long.
+        middle, less = statistics.median(spent[own]), statistics.median(spent_on_few)
+        slope = (middle - less) / (images - few) if few < images else middle / images
+        scale = 1.0 + (whole - images) * max(0.0, slope) / middle if images < whole else 1.0
+        return Times([seconds * scale for seconds in spent[own]], images, rates), peak
 
-    def _spent(self, own: int, images: int, micro: int) -> dict[int, list[float]]:
-        """Seconds of steps, in turn, for each number of threads that is worth it."""
+    def _spent(self, own: int, images: int, few: int, micro: int) -> tuple[dict[int, list[float]], list[float]]:
+        """Seconds of steps, in turn: for each number of threads that is worth it, and for a step of `few` images."""
         counts = [own, *(_fewer_threads(own) if self.device.type == "cpu" else [])]
         first: dict[int, float] = {}
         for count in counts:  # the first of each pays for set-up
@@ -211,14 +216,17 @@ class Trial:
                 break  # with fewer still it would take longer still
             first[count] = seconds
         spent: dict[int, list[float]] = {count: [] for count in first}
+        spent_on_few: list[float] = []
         began = time.perf_counter()
         for turn in range(20):
             for count in spent:
                 torch.set_num_threads(count)
                 spent[count].append(self.step(images, micro))
+            torch.set_num_threads(own)
+            spent_on_few.append(self.step(few, micro) if few < images else spent[own][-1])
             if turn >= 2 and time.perf_counter() - began > SECONDS:
                 break
-        return spent
+        return spent, spent_on_few
 
     def checkpoint(self) -> tuple[int, int]:
         """Bytes of a checkpoint's files, and those taken while they are written: 0 where that cannot be told."""
