@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from diff_diffusion.models import DiffusionModel
@@ -105,6 +106,21 @@ def test_larger_samples_are_made_again(cli, run: Path, tmp_path: Path) -> None:
     assert "identical pixels" in said
 
 
+def test_an_image_condition_is_brought_to_the_size_and_known_again(cli, run: Path, tmp_path: Path) -> None:
+    mask, out = tmp_path / "m=1.png", tmp_path / "s"
+    Image.fromarray(np.tile(np.array([0, 255], np.uint8), (16, 12))).save(mask)
+    words = ["--steps", 2, "--cond", f"disc_mask={mask}"]
+    for size in ([], ["--size", "16x24"]):
+        code, _, err = cli("sample", run, "-n", 1, *words, *size, "--out", out)
+        assert code == 0, err
+        file = next(out.glob("0*.png"))
+        assert "identical pixels" in cli("repro", file)[1]
+    Image.fromarray(np.zeros((16, 24), np.uint8)).save(mask)
+    code, _, err = cli("repro", file)
+    assert code == 3
+    assert "which is another file now" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -116,7 +132,9 @@ def test_larger_samples_are_made_again(cli, run: Path, tmp_path: Path) -> None:
         (["--prompt", "a", "--negative", "b"], "a negative has no effect at guidance 1"),
         (["--prompt", "a", "--guidance", "2", "--guidance-interval", "0.5"], "guidance has an interval of times"),
         (["--prompt", "a", "--guidance", "2", "--guidance-interval", "x:y"], "LOW:HIGH between 0 and 1"),
+        (["--cond", "半径=2", "--guidance", "2", "--negative", "b"], "--negative says a caption to move away from"),
         (["--wrap"], "give it a --size"),
+        (["--size", "99999x99999"], "9,999,800,001 pixels: at most 67,108,864 are drawn"),
         (["--size", "4"], "larger on both sides, not smaller"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
@@ -125,6 +143,7 @@ def test_what_cannot_be_asked_is_said(cli, run: Path, tmp_path: Path, words: lis
     code, _, err = cli("sample", run, "-n", 1, "--steps", 2, *words, "--out", tmp_path / "s")
     assert code == 2, err
     assert said in " ".join(err.split())
+    assert not (tmp_path / "s").exists()
 
 
 def test_columns_are_chosen_on_the_command_line(cli, captioned: Path, tmp_path: Path, tiny: tuple[str, ...]) -> None:
@@ -138,9 +157,24 @@ def test_columns_are_chosen_on_the_command_line(cli, captioned: Path, tmp_path: 
     assert model.conditioner is not None
     assert list(model.conditioner.parts) == ["caption", "low"]
     assert model.recipe.objective.drops == {"caption": 0.1, "low": 0.1}
+    code, _, err = cli("train", captioned, "--out", tmp_path / "bad", "--set", "data.columns=5")
+    assert code == 2
+    assert "data.columns says a kind for each column" in " ".join(err.split())
+
+
+def test_how_often_each_condition_is_dropped_is_a_setting(cli, captioned: Path, tmp_path: Path) -> None:
+    code, out, err = cli(
+        "train", "digits", "--out", tmp_path, "--dry-run", "--set", "model.recipe.objective.drops.label=0.5"
+    )
+    assert code == 0, err
+    assert yaml.safe_load(out)["model"]["recipe"]["objective"]["drops"] == {"label": 0.5}
 
 
 def test_a_text_encoder_needs_captions_to_read(cli, tmp_path: Path) -> None:
     code, _, err = cli("train", "digits", "--out", tmp_path / "run", "--text-encoder", tmp_path, "--steps", 1)
     assert code == 2
     assert "a text encoder reads captions, and digits has none: what is known is label" in " ".join(err.split())
+    for kind in ("--classifier", "--unconditional"):
+        code, _, err = cli("train", "digits", kind, "--out", tmp_path / "run", "--text-encoder", tmp_path, "--steps", 1)
+        assert code == 2
+        assert "this model would not be asked for any" in " ".join(err.split())

@@ -258,6 +258,16 @@ def test_a_complete_label_is_the_class(folder: Path) -> None:
     assert dataset.cond(in_order(dataset))["label"] == [None, *([1, 0] * 4)]
 
 
+def test_whole_numbers_with_a_gap_are_classes(folder: Path) -> None:
+    """As a table is often written that has one label missing: 0.0, 1.0 and an empty cell."""
+    cells = ["0.0", "1.0", "", "10.0", "1.0", "0.0", "1.0", "0.0", "1.0"]
+    rows = [f"{row['file_name']},{cell}" for row, cell in zip(ROWS, cells, strict=True)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *rows]), encoding="utf-8")
+    dataset = load_image_dataset(folder)
+    assert dataset.columns["label"].kind == "class"
+    assert dataset.columns["label"].names == ("0", "1", "10")
+
+
 def test_of_two_labels_the_complete_metadata_wins(make: Make, tmp_path: Path) -> None:
     for name in ("a/0.png", "a/1.png", "b/2.png"):
         make(name)
@@ -434,6 +444,19 @@ def test_what_is_known_is_that_of_the_image_that_stands_in(folder: Path, monkeyp
     pixels = dataset.batch([gone])
     assert torch.equal(pixels[0], dataset[in_order(dataset)[5]])
     assert dataset.cond([gone])["text"] == ["dog"]
+
+
+def test_a_file_that_is_back_is_itself_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "MEMORY_BUDGET", 0)
+    write(folder, ROWS, "jsonl")
+    dataset = load_image_dataset(folder)
+    (row,) = in_order(dataset)[4:5]
+    before = dataset.batch([row])
+    (folder / "4.png").rename(folder / "away")
+    assert not torch.equal(dataset.batch([row]), before)
+    (folder / "away").rename(folder / "4.png")
+    assert torch.equal(dataset.batch([row]), before)
+    assert dataset.cond([row])["text"] == ["two\nlines"]
 
 
 def test_shrunk_is_the_mean_enlarged_bilinearly() -> None:

@@ -424,6 +424,38 @@ def test_guidance_needs_a_model_trained_with_dropped_conditions(data: ImageDatas
     assert model.sample(2, cond=0, guidance=1.0).shape == (2, 1, 8, 8)
 
 
+def test_drops_name_conditions_of_the_model(data: ImageDataset) -> None:
+    described = tiny.description(data)
+    described["recipe"]["objective"]["drops"] = {"ghost": 0.5}
+    with pytest.raises(ConfigError, match="drops names ghost, which is no condition of this model"):
+        DiffusionModel.from_description(described)
+
+
+def test_the_network_sees_the_planes_beside_the_data(data: ImageDataset) -> None:
+    described = tiny.description(data)
+    described["conditioner"]["parts"]["low"] = {"type": "condition/image", "shape": [1, 8, 8]}
+    with pytest.raises(IncompatibleError, match=r"takes 1 channels, .* have 1, with 2 of images .* needs channels 3"):
+        DiffusionModel.from_description(described)
+
+
+def test_text_is_read_once_in_a_walk_and_in_each_step_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    model = DiffusionModel.for_data(ImageDataset.from_arrays(pixels, columns={"caption": ["红", "blue", "红", "b"]}))
+    assert model.conditioner is not None
+    encoder, read = model.conditioner.parts["caption"].encoder, list[int]()
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda ids, mask: read.append(len(ids)) or forward(ids, mask))
+    for mode in (model.eval(), model.train()):  # sheets are drawn while it trains
+        read.clear()
+        mode.sample(2, cond=["红", "blue"], steps=4)
+        assert read == [2]
+    for mode in (model.eval(), model.train()):
+        read.clear()
+        model.zero_grad()
+        mode.loss(pixels, ["红", "blue", "红", None]).mean.backward()
+        assert read == [4]
+
+
 # ---- asked for its loss ----------------------------------------------------------------------------------------------
 
 

@@ -108,6 +108,7 @@ def test_outside_of_its_interval_samples_follow_the_plain_model(model: Diffusion
         ({"scale": 2.0, "interval": (-0.1, 0.2)}, "low < high between 0"),
         ({"negative": "class 1"}, "a negative has no effect at guidance 1"),
         ({"interval": (0.1, 0.2), "how": "apg"}, "an interval, apg has no effect at guidance 1"),
+        ({"scale": 0.0, "how": "apg"}, "'apg' holds back what a scale above 1 spoils, and 0 is below"),
     ],
     ids=str,
 )
@@ -152,3 +153,34 @@ def test_a_classifier_says_what_a_condition_means_to_a_model_that_knows_none(dat
     far = NoisyClassifier.for_data(tiny.images(side=10))
     with pytest.raises(IncompatibleError):
         drawn(plain, Guidance(2.0, classifier=far))
+
+
+def test_a_reference_takes_conditions_as_the_model_does(data: ImageDataset, model: DiffusionModel) -> None:
+    """Rows of another vocabulary would be other classes, and units of other data other pictures."""
+    renamed = ImageDataset.from_arrays(data.batch(range(len(data))), data.labels, ["x", "class 1", "class 2"])
+    with pytest.raises(IncompatibleError, match="the reference does not take conditions as the model does"):
+        drawn(model, Guidance(2.0, reference=tiny.fresh(renamed)))
+    brighter = ImageDataset.from_arrays(data.batch(range(len(data))) // 2, data.labels, data.class_names)
+    with pytest.raises(IncompatibleError, match="the reference is for data of mean"):
+        drawn(model, Guidance(2.0, reference=tiny.fresh(brighter)))
+
+
+def test_a_reference_reads_texts_in_its_own_way() -> None:
+    """Its own encoder, and not the model's: guided with scale 0 a sample is the reference's own."""
+    pixels = torch.randint(0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    captions = ["a red cat", "一只蓝色的狗"] * 4
+    captioned = ImageDataset.from_arrays(pixels, columns={"caption": captions})
+    one, other = (shaken(DiffusionModel.for_data(captioned, seed=seed)) for seed in (0, 1))
+    asked = {"cond": captions[:2], "sampler": DDIM, "grid": GRID}
+    guided = one.sample(2, **asked, guidance=Guidance(0.0, reference=other))
+    assert torch.allclose(guided, other.sample(2, **asked), atol=1e-2)
+    assert not torch.allclose(guided, one.sample(2, **asked), atol=1.0)
+
+
+def shaken(model: DiffusionModel) -> DiffusionModel:
+    """With no weight at zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()

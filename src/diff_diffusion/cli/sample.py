@@ -23,6 +23,7 @@ from diff_diffusion.cli.config import parse_size
 from diff_diffusion.cli.console import count_progress
 from diff_diffusion.cli.guiding import guidance_of, recorded
 from diff_diffusion.editing import draw_large
+from diff_diffusion.editing.walks import seen
 from diff_diffusion.errors import CheckpointError, ConfigError, DataError, DiffusionError, listed
 from diff_diffusion.models import DiffusionModel, Guidance, Model, sampler_named
 from diff_diffusion.pictures import read_recipe, sheet, to_array, to_image, write_png
@@ -93,6 +94,7 @@ def canvas(model: DiffusionModel, size: str | None, wrap: bool) -> dict[str, Any
     height, width = sides if isinstance(sides, tuple) else (sides, sides)
     if height * width > MAX_PIXELS:
         raise ConfigError(f"--size {size} is {height * width:,} pixels: at most {MAX_PIXELS:,} are drawn")
+    seen(model, model.denoiser, (model.codec.data.shape[0], height, width))  # one too small fails before any work
     return {"size": (height, width), "wrap": wrap}
 
 

@@ -56,8 +56,8 @@ class FrozenText(Words):
         super().__init__(length, token_width, width)
         if not isinstance(folder, str) or not isinstance(hash, str) or not re.fullmatch("[0-9a-f]{64}", hash):
             raise ConfigError(f"a frozen encoder is a folder and the sha256 of what it holds, not {folder!r}, {hash!r}")
-        if not 1 <= token_width_in <= 65536:
-            raise ConfigError(f"a text's token_width_in must be from 1 to 65,536, not {token_width_in}")
+        if not 1 <= token_width_in <= 16384:
+            raise ConfigError(f"a text's token_width_in must be from 1 to 16,384, not {token_width_in}")
         self.folder, self.hash, self.token_width_in = folder, hash, token_width_in
         self.enter = nn.Linear(token_width_in, token_width)
 
@@ -169,7 +169,7 @@ class _Encoder:
 def _encoder(folder: str, expected: str) -> _Encoder:
     """One for the process: a model and its averaged copy read with the same."""
     needed = f"the model reads texts with the encoder of sha256 {expected[:16]}…, which it looks for in {folder}"
-    mend = "bring that folder back, or set the condition's `folder` to where it is"
+    mend = "bring that folder back, or set `folder` in the model's config.json to where it is"
     try:
         found = folder_hash(folder)
     except ConfigError as error:

@@ -49,9 +49,9 @@ class Words(Condition):
 
     def __init__(self, length: int, token_width: int, width: int) -> None:
         super().__init__()
-        for name, value in (("length", length), ("token_width", token_width), ("width", width)):
-            if not 1 <= value <= 65536:
-                raise ConfigError(f"a text's {name} must be from 1 to 65,536, not {value}")
+        for name, value, most in (("length", length, 4096), ("token_width", token_width, 65536), ("width", width, 65536)):
+            if not 1 <= value <= most:
+                raise ConfigError(f"a text's {name} must be from 1 to {most:,}, not {value}")
         self.length, self.token_width, self.width = length, token_width, width
         self.pool = nn.Linear(token_width, width)
         self.null_token = nn.Parameter(torch.zeros(token_width))
