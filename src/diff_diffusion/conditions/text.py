@@ -49,7 +49,8 @@ class Words(Condition):
 
     def __init__(self, length: int, token_width: int, width: int) -> None:
         super().__init__()
-        for name, value, most in (("length", length, 4096), ("token_width", token_width, 65536), ("width", width, 65536)):
+        sizes = (("length", length, 4096), ("token_width", token_width, 65536), ("width", width, 65536))
+        for name, value, most in sizes:
             if not 1 <= value <= most:
                 raise ConfigError(f"a text's {name} must be from 1 to {most:,}, not {value}")
         self.length, self.token_width, self.width = length, token_width, width
