@@ -84,15 +84,16 @@ def test_a_part_that_does_not_grow_is_seen(constant: int, expected: int) -> None
     assert max(asked) <= expected
 
 
-def test_where_there_is_room_two_sizes_are_enough() -> None:
+@pytest.mark.parametrize(("slow", "sizes"), [(True, [1, 2]), (False, [1, 2, 8, 32])])
+def test_where_there_is_room_and_trying_is_slow_two_sizes_are_enough(slow: bool, sizes: list[int]) -> None:
     asked: list[int] = []
 
     def peak(size: int) -> int:
         asked.append(size)
         return 1000 + size
 
-    assert largest_that_fits(peak, 64, 1 << 40)[0] == 64
-    assert asked == [1, 2]
+    assert largest_that_fits(peak, 64, 1 << 40, slow=lambda: slow)[0] == 64
+    assert asked == sizes
 
 
 def test_a_peak_that_bends_up_is_found_out_before_the_limit() -> None:
@@ -103,7 +104,7 @@ def test_a_peak_that_bends_up_is_found_out_before_the_limit() -> None:
         asked.append(size)
         return max(1000 + 10 * size, 20 * size + 900)
 
-    fits, _ = largest_that_fits(peak, 1000, 9000, 1000)
+    fits, _ = largest_that_fits(peak, 1000, 9000, 1000, lambda: True)
     assert fits == 405
     assert all(peak(size) <= 9000 for size in list(asked))
 

@@ -43,25 +43,28 @@ class Line(NamedTuple):
         return self.taken + (size - self.size) * self.slope
 
 
-def largest_that_fits(peak: Callable[[int], int], whole: int, limit: int, rest: int = 0) -> tuple[int, Line]:
+def largest_that_fits(
+    peak: Callable[[int], int], whole: int, limit: int, rest: int = 0, slow: Callable[[], bool] = lambda: False
+) -> tuple[int, Line]:
     """The largest micro-batch up to `whole` whose peak is at most `limit` (1 if none is), and the line that says so.
 
     A size is tried only when what is known says that it fits: at first as if all beyond `rest` grew with the
     micro-batch, then along a line through the last two. From 2 on the line is trusted fourfold; or all the way, where
-    half the limit is not reached.
+    trying is slow and half the limit is not reached.
 
     Args:
         peak: bytes that a micro-batch of this size takes at its peak; it rises along a line.
         whole: the batch.
         limit: bytes.
         rest: bytes that are taken whatever the size.
+        slow: whether trying has become slow, so that far from the limit the line will do.
     """
     taken = peak(1)
     line = Line(1, taken, max(1, taken - rest))
     while True:
         at = line.size
         fits = max(1, min(whole, at + (limit - line.taken) // line.slope))
-        if fits <= at or (at >= 2 and (fits <= 4 * at or line.at(fits) <= limit // 2)):
+        if fits <= at or (at >= 2 and (fits <= 4 * at or (slow() and line.at(fits) <= limit // 2))):
             return fits, line
         size = min(fits, at * (2 if at == 1 else 4))
         taken = peak(size)
@@ -94,7 +97,7 @@ class Trial:
         self.run = loop._Run(model, data, None, fixed, None)
         model.train()
         self.step(1, 1)  # the optimizer's moments are made by the first
-        self.seconds_per_image = 0.0
+        self.last = self.seconds_per_image = 0.0
 
     def close(self) -> None:
         for batches in self.batches.values():
@@ -128,7 +131,8 @@ class Trial:
         """Bytes that a step of `images` takes beyond what was taken before there was a model."""
         assert self.meter is not None
         with self.meter.watching():
-            self.seconds_per_image = self.step(images, micro) / images
+            self.last = self.step(images, micro)
+        self.seconds_per_image = self.last / images
         return self.meter.peak
 
     # ---- choosing -------------------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ class Trial:
             return whole
         # Of two micro-batches, because the second finds the gradient of the first.
         peak = lambda micro: self.peak(micro, min(2 * micro, self.settings.batch_size))  # noqa: E731
-        fits, self.line = largest_that_fits(peak, whole, self.limit, self._kept())
+        fits, self.line = largest_that_fits(peak, whole, self.limit, self._kept(), lambda: self.last > SLOW / 2)
         return fits
 
     def _kept(self) -> int:
