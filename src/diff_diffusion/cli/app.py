@@ -456,6 +456,48 @@ def likelihood(
 
 
 @app.command()
+def evaluate(
+    run: Run,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA", help="What it was trained on: a folder of images, or `digits`.", show_default=False
+        ),
+    ],
+    num: Annotated[
+        int | None, typer.Option("-n", "--num", min=2, help="Samples; as many as images are held out, 256 to 2000.")
+    ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            help="The judge that another evaluation on the same data left in its folder: the same features then."
+        ),
+    ] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    weights: Weights = "ema",
+    as_json: Json = False,
+) -> None:
+    """How good a model's samples are, beside real images; and whether they are copies.
+
+      diff-diffusion evaluate runs/digits --data digits
+
+      diff-diffusion evaluate runs/photos --data photos/ -n 2000 --guidance 2
+
+    Fréchet and kernel distance, precision and recall, density and coverage, sliced Wasserstein: each with a 95 %
+    interval, and with its floor, the same number for held-out real images. Classes, channels, variety, loss at each
+    noise level, and the nearest training image of every sample. The features are those of a classifier trained on the
+    training images, or of a random network where they have no labels; a number's name says which. RUN/evaluation gets
+    report.html, which needs no network, and record.json; samples are kept there, so that the same command goes on.
+    """
+    from diff_diffusion.cli.evaluate import run as measure
+
+    measure(run, data, num, judge, steps, sampler, guidance, seed, weights, as_json)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check this machine: versions, device, precision, optional packages."""
     from diff_diffusion.cli.look import doctor as look

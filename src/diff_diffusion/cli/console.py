@@ -29,15 +29,22 @@ def duration(seconds: float | None) -> str:
 def count_progress(what: str) -> Callable[[int, int], None]:
     """A callback (done, total) that keeps the user posted on a count; silent when it is over quickly."""
     state = {"next": time.monotonic() + 1.0}
+    begun: list[tuple[float, int]] = []  # when the first piece was done, since an interrupted count may go on
 
     def show(done: int, total: int) -> None:
         now = time.monotonic()
+        if not begun:
+            begun.append((now, done))
         live = sys.stderr.isatty()
         if now >= state["next"] or (done == total and live and state.get("shown")):
             state["next"] = now + (0.2 if live else PLAIN_EVERY)
             state["shown"] = 1.0
             ending = "\n" if done == total or not live else ""
-            print(f"{chr(13) if live else ''}{what}: {done:,} of {total:,}", end=ending, file=sys.stderr, flush=True)
+            started, first = begun[0]
+            left = (now - started) / (done - first) * (total - done) if first < done < total else None
+            told = f"{what}: {done:,} of {total:,}" + (f", {duration(left)} left" if left is not None else "")
+            # On a live line blanks cover what a longer text left.
+            print(f"{chr(13)}{told:<60}" if live else told, end=ending, file=sys.stderr, flush=True)
 
     return show
 
