@@ -234,6 +234,19 @@ def test_a_meter_sees_what_was_taken_and_given_back() -> None:
         assert meter.peak / 2**20 == pytest.approx(mib, abs=16)  # and what torch itself takes at first
 
 
+@pytest.mark.skipif(not memory.can_measure(CPU), reason="Linux accounts for a process")
+def test_what_the_allocator_keeps_is_not_of_the_work_that_comes_after() -> None:
+    """Small pieces that are freed below one that is not stay with the process until they are asked back."""
+    meter, pieces = Meter(CPU), list[torch.Tensor | None]()
+    with meter.watching():
+        pieces.extend(torch.ones(1 << 14) for _ in range(1024))
+    assert meter.peak > 60 << 20
+    pieces[:-1] = [None] * 1023
+    with meter.watching():
+        pass
+    assert meter.peak < 20 << 20
+
+
 # ---- what is told ----------------------------------------------------------------------------------------------------
 
 
