@@ -158,3 +158,5 @@ def test_what_was_scaled_up_or_is_not_known_is_said(planned: RunPlan) -> None:
     assert scaled["a step"].endswith("; scaled up from 2 images)")
     assert "memory" not in scaled
     assert "scaled" not in told(planned, 20)["a step"]
+    rates = [told(replace(planned, seconds_per_step=4 / rate), 20)["images/s"] for rate in (1234.4, 10.4, 1.26)]
+    assert rates == ["1,234", "10", "1.3"]

@@ -42,7 +42,7 @@ def told(planned: RunPlan, num_images: int) -> dict[str, str]:
         "batch": f"{settings.batch_size}, in {planned.accumulation} × {settings.micro_batch}",
         "precision": settings.precision,
         "threads": str(planned.threads),
-        "images/s": f"{planned.images_per_second:,.0f}",
+        "images/s": per_second(planned.images_per_second),
         "a step": f"{planned.seconds_per_step:.3g} s ({spread})",
         "the run": f"{length}, {passes:.1f} passes over the data",
         "one pass": f"{duration(planned.epoch_seconds)} for {num_images:,} images",
@@ -60,7 +60,12 @@ def advice(planned: RunPlan) -> list[str]:
         return []
     best = max(rates, key=lambda count: rates[count])
     gain = rates[best] / rates[planned.threads]
-    said = "threads measured: " + ", ".join(f"{count}: {rate:,.0f} images/s" for count, rate in rates.items())
+    said = "threads measured: " + ", ".join(f"{count}: {per_second(rate)} images/s" for count, rate in rates.items())
     if best != planned.threads and gain > 1.1:
         return [said, f"now, {best} would be {gain:.2f} × as fast: set OMP_NUM_THREADS={best}"]
     return [said]
+
+
+def per_second(rate: float) -> str:
+    """A rate with the figures that matter: "1,234", "56", "1.3"."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
