@@ -80,10 +80,10 @@ def report(found: Evaluation) -> str:
         rows = [_metric(record) for record in found.records]
         parts += [
             "<h2>Distances and shares</h2>",
-            _table(("", "samples", "95 % interval", "real images", "better", "n", "against"), rows),
+            _table(("", "samples", "95 % interval", "real images", "better", "against"), rows),
             '<p class="soft">“Real images” is the floor: held-out images in the samples’ place, at the same n. A model '
-            "as good as the data would come out there, not at 0 or 1.</p>",
-            f'<p class="soft">{_text("; ".join(dict.fromkeys(r.features for r in found.records)))}</p>',
+            "as good as the data would come out there, not at 0 or 1. “Against” is how many training images it is "
+            "compared with.</p>",
         ]
     parts += ["<h2>Copies of training images</h2>", *_audit(found), *shown.values()]
     if found.classes and found.judge is not None:
@@ -129,11 +129,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], off: Sequence[boo
 
 
 def _metric(record: Record) -> list[str]:
-    kind = "pixels" if record.features.startswith("pixels@") else "features"
-    title = f'<span title="{_text(record.name)}">{_text(record.metric)}, {kind}</span>'
-    low, high = record.interval
+    title, (low, high) = _text(record.name), record.interval
     numbers = [f"{record.value:.4g}", f"{low:.4g} to {high:.4g}", f"{record.floor:.4g}"]
-    return [title, *numbers, "higher" if record.higher_is_better else "lower", str(record.n), str(record.reference)]
+    return [title, *numbers, "higher" if record.higher_is_better else "lower", str(record.reference)]
 
 
 def _share(share: Share | None) -> str:
