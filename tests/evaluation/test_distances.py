@@ -176,6 +176,13 @@ def test_an_outlier_lifts_precision_and_not_density() -> None:
     assert manifolds.density(samples, real) == pytest.approx(1 / manifolds.K_DENSE)
 
 
+def test_leaving_samples_out_is_having_fewer() -> None:
+    samples, real, rows = normal(30, 3, 0), normal(40, 3, 1), torch.tensor([2, 3, 5, 7, 11, 13, 17, 29])
+    kept, fewer = manifolds.between(samples, real).kept(rows), manifolds.between(samples[rows], real)
+    for some, others in zip(kept, fewer, strict=True):
+        torch.testing.assert_close(some, others, rtol=1e-7, atol=1e-6)
+
+
 def test_neighbours_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigError, match="k = 5 neighbours of 4 samples: it must be from 1 to 3"):
         manifolds.coverage(normal(9, 2, 0), normal(4, 2, 1))

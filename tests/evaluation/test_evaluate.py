@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import tiny
 import torch
 from PIL import Image
@@ -32,6 +33,7 @@ from diff_diffusion.evaluation.findings import Evaluation
 from diff_diffusion.evaluation.report import report, write_report
 from diff_diffusion.evaluation.samples import Samples
 from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models.held_out import held_out_loss
 
 NAMES = ("竖<b>", "flat")
 
@@ -106,6 +108,17 @@ def test_a_healthy_model_stands_beside_the_floor(judge: Classifier, monkeypatch:
     assert found.setting.seeds == (0, 128)
 
 
+def test_classes_that_were_asked_for_are_no_chance(judge: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where samples of a class are all the same, nothing is left to vary: two of each class in every twentieth of 80."""
+    pretending(monkeypatch, lambda num, labels, seed: drawn([0, 1], 1)[labels])
+    data = dataset(800, 0)
+    found = evaluate(tiny.fresh(data), data, 80, judge=judge)
+    distances = {record.metric: record for record in found.records[:-1]}
+    for name in ("FD", "SW"):
+        low, high = distances[name].interval
+        assert high - low < 0.02 * distances[name].value
+
+
 def test_a_model_that_copies_its_training_set_is_told(judge: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     pretending(monkeypatch, copied)
     found = evaluate(tiny.fresh(DATA), DATA, 128, judge=judge)
@@ -175,6 +188,17 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
         evaluate(tiny.fresh(PLAIN), PLAIN, guidance=3.0)  # which an unconditional model has no use for
 
 
+def test_the_loss_is_of_images_of_every_class() -> None:
+    """Of 1,200 images, class after class, as a folder has them: 512 at even distances, half of them of each."""
+    labels, asked = np.repeat([0, 1], 600), list[int]()
+    data = ImageDataset.from_arrays(drawn(labels.tolist(), 0), labels, NAMES)
+    cond = data.cond
+    data.cond = lambda rows, *more: (asked.extend(rows), cond(rows, *more))[1]  # type: ignore[method-assign]
+    held_out_loss(tiny.fresh(data), data)
+    assert len(set(asked)) == 512
+    assert sum(labels[asked]) == 256
+
+
 # ---- samples on disk -------------------------------------------------------------------------------------------------
 
 
@@ -203,18 +227,28 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert torch.equal(torch.cat(list(samples(tmp_path).parts(150))), whole)
     assert calls == [64, 64, 22, 64]
     for other in ({"seed": 4}, {"guidance": 2.0}, {"asked": {"label": [1, 1, 1]}}, {"asked": None}):
-        list(samples(tmp_path, **other).parts(1))
-    assert calls[4:] == [1, 1, 1, 1]
+        list(samples(tmp_path, **other).parts(64))
+    assert calls[4:] == [64, 64, 64, 64]
+    first.write_bytes(safetensors.torch.save({"images": whole[:63].contiguous()}))
+    assert torch.equal(next(samples(tmp_path).parts(150)), whole[:64])
+    assert calls[8:] == [64]
     assert not list(tmp_path.rglob(".*"))
 
 
 def test_samples_are_those_of_the_model_whatever_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sample i has seed 3 + i and is asked for row i mod 3; and one can be had by its number."""
+    """Sample i has seed 3 + i; and one can be had by its number."""
     made = samples(None)
     expected = made.model.sample(7, cond={"label": [0, 1, 1, 0, 1, 1, 0]}, seed=3).round().clamp(0, 255)
     monkeypatch.setattr(module, "PART", 3)
     assert torch.equal(torch.cat(list(samples(None).parts(7))).float(), expected)
     assert torch.equal(samples(None).image(5, 7).float(), expected[5])
+
+
+def test_what_is_asked_begins_again_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    pretending(monkeypatch, lambda num, labels, seed: (asked.extend(labels), fresh(num, labels, seed))[1])
+    list(samples(None).parts(70))
+    assert asked == [0, 1, 1] * 23 + [0]
 
 
 # ---- report and command ----------------------------------------------------------------------------------------------
