@@ -109,7 +109,7 @@ def test_a_healthy_model_stands_beside_the_floor(judge: Classifier, monkeypatch:
 
 
 def test_classes_that_were_asked_for_are_no_chance(judge: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where samples of a class are all the same, nothing is left to vary: two of each class in every twentieth of 80."""
+    """Where samples of a class are all the same nothing is left to vary: a twentieth of 80 has two of each."""
     pretending(monkeypatch, lambda num, labels, seed: drawn([0, 1], 1)[labels])
     data = dataset(800, 0)
     found = evaluate(tiny.fresh(data), data, 80, judge=judge)
@@ -176,6 +176,15 @@ def test_few_images_have_no_distances_but_an_audit(monkeypatch: pytest.MonkeyPat
     assert found.records == ()
     assert found.audit.copies
     assert warned(found, "no distances: 2 images can be compared, and at least 20 are needed")
+
+
+def test_other_data_than_the_models_own_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretending(monkeypatch, fresh)
+    model = tiny.fresh(PLAIN)
+    model.facts = {"data": "旧", "train images": 270}
+    assert not warned(evaluate(model, PLAIN, 64), "trained on")
+    model.facts["train images"] = 18
+    assert warned(evaluate(model, PLAIN, 64), "the model was trained on 18 images of 旧, and these are 270 of arrays")
 
 
 def test_what_cannot_be_evaluated_is_refused() -> None:

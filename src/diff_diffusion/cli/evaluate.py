@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import typer
+from rich.cells import cell_len
 
 from diff_diffusion.cli.console import count_progress
 from diff_diffusion.cli.sample import load
@@ -107,6 +108,7 @@ def tell(found: Evaluation) -> None:
 
 
 def _lines(rows: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]  # a Chinese character takes two cells
     for first, *others in rows:
-        typer.echo("  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip())
+        padded = first + " " * (widths[0] - cell_len(first))
+        typer.echo("  ".join([padded, *map(str.rjust, others, widths[1:])]).rstrip())

@@ -105,20 +105,7 @@ def evaluate(
     seeking = [(net, torch.cat([f, net.features(real)])) for net, f in ((pixels, drawn_pixels), (network, drawn))]
     near, seen = nearest_training(seeking, torch.cat([torch.full((num,), -1), own]), train, say("searching for copies"))
     found = audit(near.split(num), seen.split(num), what)
-    setting = Setting(
-        model=model.fingerprint(),
-        weights=weights,
-        sampler=type(walker).__name__,
-        grid=type(grid).__name__,
-        steps=grid.num_steps,
-        guidance=scale,
-        seeds=(seed, seed + num),
-        data=Path(data.name).name,
-        fingerprint=train.fingerprint()[:16],
-        split=f"{len(train)} train, {len(held_out)} held out ({held_out.fingerprint()[:8]})",
-        images=train.shape,
-        version=__version__,
-    )
+    setting = _setting(samples, num, weights, train, held_out)
     labels = None
     if asked is not None and LABEL in asked and model.class_names:
         labels = torch.tensor([asked[LABEL][i % len(asked[LABEL])] for i in range(num)])
@@ -151,11 +138,34 @@ def evaluate(
         pictures=_pictures(samples, num, held_out.batch(order[:SHOWN]), train, found),
     )
     beyond = []
+    trained_on = model.facts.get("train images", len(train))
+    if trained_on != len(train):
+        beyond.append(
+            f"the model was trained on {trained_on} images of {model.facts.get('data')}, and these are {len(train)} of "
+            f"{result.setting.data}: if they are not what it was trained on, it may have seen images that are held out"
+        )
     if n < LEAST:
         beyond.append(f"no distances: {n} images can be compared, and at least {LEAST} are needed")
     elif n < num:
         beyond.append(f"distances compare {n} samples, not {num}: a floor at the same n needs as many real images")
     return replace(result, warnings=(*warnings(result), *beyond))
+
+
+def _setting(samples: Samples, num: int, weights: str, train: ImageDataset, held_out: ImageDataset) -> Setting:
+    return Setting(
+        model=samples.model.fingerprint(),
+        weights=weights,
+        sampler=repr(samples.sampler),
+        grid=repr(samples.grid),
+        steps=samples.grid.num_steps,
+        guidance=samples.guidance,
+        seeds=(samples.seed, samples.seed + num),
+        data=Path(train.name).name,
+        fingerprint=train.fingerprint()[:16],
+        split=f"{len(train)} train, {len(held_out)} held out ({held_out.fingerprint()[:8]})",
+        images=train.shape,
+        version=__version__,
+    )
 
 
 def _asked(model: DiffusionModel, first: dict[str, Any], more: dict[str, Any]) -> dict[str, list[Any]] | None:

@@ -23,7 +23,7 @@ class Setting:
     Attributes:
         model: fingerprint of the weights and the description.
         weights: "ema" or "raw".
-        sampler, grid, steps, guidance: how samples were drawn.
+        sampler, grid, steps, guidance: how samples were drawn; the first two with all their arguments.
         seeds: the first sample's, and one past the last's.
         data: name of the data set.
         fingerprint: of the train split, which samples are compared with.
