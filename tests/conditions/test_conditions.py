@@ -148,6 +148,9 @@ def test_noise_on_an_image_has_its_variance_and_is_told() -> None:
     # A sample's noise is its own, whatever the batch.
     alone = conditions.noised(conditions.encode({"low": [image]}), Noise([4])).values["low"]
     assert torch.equal(alone, conditions.noised(clean, Noise([3, 4])).values["low"][1:])
+    both = Conditions({"low": ImageBeside((1, 64, 64), noise=0.5), "map": ImageBeside((1, 64, 64), noise=0.5)})
+    two = both.noised(both.encode({"low": [image], "map": [image]}), Noise([4]))
+    assert not torch.equal(two.values["low"], two.values["map"])
     asked = conditions.embed(conditions.encode({"low": [image, (image, 0.25)]}), x).planes
     assert asked is not None
     assert (asked[:, 0] == 1).all()
