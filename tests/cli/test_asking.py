@@ -162,6 +162,21 @@ def test_columns_are_chosen_on_the_command_line(cli, captioned: Path, tmp_path: 
     assert "data.columns says a kind for each column" in " ".join(err.split())
 
 
+def test_a_transformer_that_reads_is_a_name(cli, captioned: Path, tmp_path: Path) -> None:
+    small = ["--set", "network.depth=2", "--set", "network.width=32", "--set", "network.heads=2"]
+    words = ["--steps", 2, "--set", "network=mmdit", *small, "--set", "train.precision=fp32"]
+    code, said, err = cli("train", captioned, "--out", tmp_path / "run", *words)
+    assert code == 0, err
+    assert "model: MMDiT" in said
+    code, _, err = cli(
+        "sample", tmp_path / "run", "-n", 1, "--prompt", "红色的圆", "--steps", 2, "--out", tmp_path / "s"
+    )
+    assert code == 0, err
+    code, _, err = cli("train", "digits", "--out", tmp_path / "digits", *words)
+    assert code == 2
+    assert "use dit" in " ".join(err.split())
+
+
 def test_how_often_each_condition_is_dropped_is_a_setting(cli, captioned: Path, tmp_path: Path) -> None:
     code, out, err = cli(
         "train", "digits", "--out", tmp_path, "--dry-run", "--set", "model.recipe.objective.drops.label=0.5"
