@@ -53,7 +53,7 @@ def main() -> None:
     classes = images.class_names
     samples = torch.cat([model.sample(SEEDS, cond=name, seed=0) for name in classes])
     write_png(arguments.out / "samples.png", sheet(samples, SEEDS, classes, [f"seed {i}" for i in range(SEEDS)]))
-    process_figure(model, arguments.out / "process.png", image=held_out[0], label="3")
+    process_figure(model, arguments.out / "process.png", image=held_out[0], cond="3")
     curve_figure(run / "metrics.jsonl", arguments.out / "curve.png")
     write_file(arguments.out / "scores.json", to_json(scores.to_json()))
 
