@@ -438,6 +438,12 @@ def test_the_network_sees_the_planes_beside_the_data(data: ImageDataset) -> None
         DiffusionModel.from_description(described)
 
 
+def test_a_network_attends_to_tokens_of_its_width(data: ImageDataset) -> None:
+    described = tiny.description(data, attention=[2], token_width=12)
+    with pytest.raises(IncompatibleError, match="attends to tokens of width 12, and the conditioner's have width 0"):
+        DiffusionModel.from_description(described)
+
+
 def test_text_is_read_once_in_a_walk_and_in_each_step_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     model = DiffusionModel.for_data(ImageDataset.from_arrays(pixels, columns={"caption": ["红", "blue", "红", "b"]}))

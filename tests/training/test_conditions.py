@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 import tiny
 import torch
 
+from diff_diffusion.cond import Cond
+from diff_diffusion.conditions.text import describe_text
+from diff_diffusion.core.denoiser import NetworkDenoiser
+from diff_diffusion.core.process import Corrupted, Error
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.evaluation.likelihood import bits_per_dim
@@ -96,3 +101,55 @@ def test_a_classifier_whose_held_out_images_have_no_label_is_saved(tmp_path: Pat
     )
     assert records[-1].saved is not None
     assert "held-out accuracy" not in NoisyClassifier.load(tmp_path / "run").facts
+
+
+def test_training_sees_noised_images_and_nothing_of_missing_ones() -> None:
+    data, model, seen = known(), model_of(known()).train(), list[torch.Tensor]()
+    model.network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    cond = data.cond(range(8))
+    cond["low"] = [None, *cond["low"][1:]]
+    objective = dataclasses.replace(model.recipe.objective, cond_drop=0.0, drops={})
+    latents, noise = model.codec.encode(data.batch(range(8))), Noise(range(8), "train")
+    asked = model.encode(cond, 8)
+    assert asked is not None
+    assert model.conditioner is not None
+    model.objective(latents, asked, noise)
+    level = seen[0][:, 3, 0, 0]  # after the image, its smaller self and that it is there
+    assert len(level.unique()) > 4
+    objective(model.denoiser, latents, model.conditioner.noised(asked, noise), noise)
+    assert (seen[1][0, 1:] == 0).all()
+    assert (seen[1][1:, 3] > 0).all()
+
+
+def test_each_condition_is_dropped_by_itself_besides_all_together() -> None:
+    """Shares of 4,000 samples, within five standard errors; one's draws say nothing of another's."""
+    count, kept = 4000, list[Cond]()
+
+    class Watching(NetworkDenoiser):
+        def error(self, corrupted: Corrupted, cond: Cond | None) -> Error:
+            assert cond is not None
+            kept.append(cond)
+            return super().error(corrupted, cond)
+
+    data = known()
+    model = model_of(data)
+    watching = Watching(model.network, model.recipe.process, model.recipe.target, model.conditioner)
+    objective = dataclasses.replace(model.recipe.objective, cond_drop=0.3, drops={"age": 0.5, "colour": 0.5})
+    assert model.conditioner is not None
+    asked = model.conditioner.encode({"age": [1.0] * count, "colour": [0] * count})
+    with torch.no_grad():
+        objective(watching, torch.zeros(count, 1, 8, 8), asked, Noise(range(count)))
+    age, colour = (kept[0].keep[name].double() for name in ("age", "colour"))
+    for share, expected in ((age, 0.35), (colour, 0.35), (age * colour, 0.175)):
+        assert abs(float(share.mean()) - expected) < 5 * (expected * (1 - expected) / count) ** 0.5
+
+
+def test_a_vocabulary_is_of_the_images_trained_on() -> None:
+    columns = {"caption": [f"第{i}张 number {i}" for i in range(40)]}
+    data, held_out = ImageDataset.from_arrays(np.zeros((40, 8, 8), np.uint8), columns=columns).split(0.25)
+    told, kept = ({caption for captions in part.known("caption") for caption in captions} for part in (data, held_out))
+    assert (len(told), len(kept)) == (30, 10)
+    assert told | kept == set(columns["caption"])
+    described = describe_for_data(data)["conditioner"]["parts"]["caption"]
+    width = described["width"]
+    assert described == describe_text(sorted(told), width) != describe_text(sorted(told | kept), width)
