@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from diff_diffusion.cli.guiding import guidance_of
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.pictures import read_recipe
 
@@ -193,3 +194,19 @@ def test_a_text_encoder_needs_captions_to_read(cli, tmp_path: Path) -> None:
         code, _, err = cli("train", "digits", kind, "--out", tmp_path / "run", "--text-encoder", tmp_path, "--steps", 1)
         assert code == 2
         assert "this model would not be asked for any" in " ".join(err.split())
+
+
+def test_a_models_own_guidance_is_for_what_it_is_asked(cli, tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    """Guided by 2 unless told otherwise; not where nothing can be asked, and not where a classifier guides."""
+    twice = ["--steps", 1, "--set", "model.recipe.guidance=2", *tiny]
+    for kind, scale in (([], 2.0), (["--unconditional"], 1.0)):
+        out = tmp_path / f"run {scale}"
+        assert cli("train", "digits", *kind, "--out", out, *twice)[0] == 0
+        code, _, err = cli("sample", out, "-n", 1, "--steps", 2, "--out", out / "s")
+        assert code == 0, err
+        file = next((out / "s").glob("0*.png"))
+        assert read_recipe(file)["guidance"]["scale"] == scale
+        assert "identical pixels" in cli("repro", file)[1]
+    judge = tmp_path / "judge"
+    assert cli("train", "digits", "--classifier", "--out", judge, "--steps", 1, *tiny)[0] == 0
+    assert guidance_of(DiffusionModel.load(out), {"classifier": str(judge)}).scale == 1.0

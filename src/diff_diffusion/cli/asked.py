@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,21 @@ def asked(
     if prompt is not None:
         reads = [name for name, part in parts.items() if part.token_width]
         said.append((_only(model, "--prompt", prompt, reads), prompt))
-    for pair in cond:
-        name = max((name for name in parts if pair.startswith(f"{name}=")), key=len, default=None)
-        if name is None:
-            knows = listed(parts) or "no condition"
-            raise ConfigError(f"--cond {pair}: it is NAME=VALUE, and this model knows {knows}")
-        said.append((name, pair[len(name) + 1 :]))
+    said += [name_and_value(parts, pair) for pair in cond]
     names = [name for name, _ in said]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise ConfigError(f"{listed(twice)} is said twice")
     return {name: _read(name, parts[name], value, size) for name, value in said} or None
+
+
+def name_and_value(parts: Mapping[str, Any], pair: str) -> tuple[str, str]:
+    """NAME=VALUE in two, of the conditions that there are; a name may hold "=" itself."""
+    name = max((name for name in parts if pair.startswith(f"{name}=")), key=len, default=None)
+    if name is None:
+        knows = listed(parts) or "no condition"
+        raise ConfigError(f"--cond {pair}: it is NAME=VALUE, and this model knows {knows}")
+    return name, pair[len(name) + 1 :]
 
 
 def _only(model: Model, option: str, value: str, names: list[str]) -> str:

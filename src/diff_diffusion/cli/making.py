@@ -56,6 +56,10 @@ def train(
     Looks at the data first and says what it found, chooses the model's size from them, trains, and keeps checkpoints.
     Ctrl-C saves and stops; the same command goes on, to the same final weights as if it had never stopped.
 
+    Captions, classes, numbers, masks and other images in a metadata.csv, .jsonl or .parquet, or captions in .txt files
+    beside the images, become what the model can be asked for. `data inspect` shows how they are read; --set
+    data.columns.NAME=text (class, number, ignore, …) reads one otherwise.
+
       diff-diffusion train photos/ --out runs/photos --minutes 30
 
       diff-diffusion train digits --out runs/digits --steps 2000 --set train.lr=0.0005 --set network.width=48

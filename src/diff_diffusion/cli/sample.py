@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from diff_diffusion import __version__
-from diff_diffusion.cli.asked import asked
+from diff_diffusion.cli.asked import NONE, asked, name_and_value
 from diff_diffusion.cli.config import parse_size
 from diff_diffusion.cli.console import count_progress
 from diff_diffusion.cli.guiding import guidance_of, recorded
+from diff_diffusion.conditions.images import ImageBeside
 from diff_diffusion.editing import draw_large
 from diff_diffusion.editing.walks import seen
 from diff_diffusion.errors import CheckpointError, ConfigError, DataError, DiffusionError, listed
@@ -98,11 +99,12 @@ def canvas(model: DiffusionModel, size: str | None, wrap: bool) -> dict[str, Any
     return {"size": (height, width), "wrap": wrap}
 
 
-def images_of(conds: Sequence[str]) -> dict[str, Any]:
-    """The sha256 of the files that conditions name, which may be others when a sample is made again."""
-    paths = [Path(pair.partition("=")[2]) for pair in conds]
-    hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
-    return {"images": hashes} if hashes else {}
+def images_of(knows: Model, conds: Sequence[str]) -> dict[str, str]:
+    """The sha256 of each image that a condition is, by its path: it may be another when a sample is made again."""
+    parts = knows.conditioner.parts if knows.conditioner is not None else {}
+    named = [name_and_value(parts, pair) for pair in conds]
+    paths = [value for name, value in named if isinstance(parts[name], ImageBeside) and value != NONE]
+    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths if Path(path).is_file()}
 
 
 def drawn(model: DiffusionModel, num: int, large: Mapping[str, Any], **asked: Any) -> Tensor:
@@ -147,7 +149,8 @@ def run(
     if not guidance and cond is None:
         guided = Guidance()
     times = model.chosen_grid(grid, steps)
-    recipe = recipe_of(model, folder, weights, sampler, times, recorded(guidance, guided)) | large | images_of(conds)
+    recipe = recipe_of(model, folder, weights, sampler, times, recorded(guidance, guided)) | large
+    recipe["images"] = images_of(knows, conds)
     model.plan(sampler=sampler, grid=times, guidance=guided, conditional=cond is not None)
     out.mkdir(parents=True, exist_ok=True)
     show, pieces, files = count_progress("sampling"), [], []
@@ -218,11 +221,11 @@ def reproduce(file: Path, folder: Path | None, out: Path | None) -> None:
                 f"{home} holds another model (fingerprint {found}) than the one that made {file.name} "
                 f"({recipe['model']}): it was trained further or replaced; name the right folder with --run"
             )
-        were = recipe.get("images", {})
-        changed = [path for path, was in were.items() if images_of([f"={path}"]) != {"images": {path: was}}]
+        guided = guidance_of(model, recipe["guidance"])
+        now = images_of(guided.knows(model), recipe["asked"]["cond"])
+        changed = [path for path, was in recipe["images"].items() if now.get(path) != was]
         if changed:
             raise DataError(f"{file} was made from {listed(changed)}, which is another file now, or gone")
-        guided = guidance_of(model, recipe["guidance"])
         size = tuple(recipe["size"]) if "size" in recipe else None
         sample = drawn(
             model,
