@@ -25,6 +25,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --no-deps k-diffusion
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.bench: $(VENV)/.dev
+	$(INSTALL) -e '.[bench]'
+	$(INSTALL) --no-deps denoising-diffusion-pytorch
+	@touch $@
+
 demo: $(VENV)/.demo  ## train, sample and evaluate on real handwritten digits; pictures land in demo/
 	GOMP_SPINCOUNT=10000 $(BIN)/python examples/digits.py --out demo
 
