@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 grey images of 28 × 28 in ten classes (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747; MIT licence).
+"""Fashion-MNIST: 70,000 grey images of 28 × 28 in ten classes (Xiao et al. 2017, arXiv 1708.07747; MIT licence).
 
 Debian and its relatives have it as the package `dataset-fashion-mnist`, which puts it into /usr/share/datasets.
 """
@@ -38,7 +38,7 @@ def fashion() -> tuple[ImageDataset, ImageDataset]:
 
 
 def _split(name: str) -> ImageDataset:
-    images = _read(name, "images").reshape(-1, 1, 28, 28)
+    images = _read(name, "images").reshape(-1, 28, 28)
     return ImageDataset.from_arrays(images, _read(name, "labels").astype(np.int64), NAMES, name=f"fashion-mnist-{name}")
 
 
