@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
+import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +18,11 @@ from diff_diffusion.cli.config import merged, network_named, parse_size, read_ch
 from diff_diffusion.cli.console import TrainingLine, count_progress, duration
 from diff_diffusion.core.targets import LearnedVariance
 from diff_diffusion.data import ImageDataset, load_image_dataset
-from diff_diffusion.errors import ConfigError, DataError, listed
+from diff_diffusion.errors import ConfigError, DataError, DiffusionError, listed
 from diff_diffusion.models import DiffusionModel, Model, NoisyClassifier
 from diff_diffusion.sizing import describe_classifier, describe_for_data
 from diff_diffusion.training import TrainSettings, planning, train
-from diff_diffusion.training.runtime import stop_signals
+from diff_diffusion.training.runtime import Ranks, joined, stop_signals
 from diff_diffusion.training.settings import make_settings
 
 DEFAULT_MINUTES = 10.0
@@ -49,6 +53,7 @@ def prepared(
     classifier: bool = False,
     unconditional: bool = False,
     text_encoder: Path | None = None,
+    quiet: bool = False,
 ) -> Prepared:
     """What the options of `train` mean for some data.
 
@@ -82,7 +87,7 @@ def prepared(
         size=_size(about["size"]),
         channels=about["channels"],
         columns=columns,
-        progress=count_progress("reading images"),
+        progress=None if quiet else count_progress("reading images"),
     )
     train_split, held_out = images.split(about["held_out"])
     settings = make_settings({"batch_size": batch_for(train_split.shape)} | asked)
@@ -95,7 +100,21 @@ def prepared(
     return Prepared(about, description, settings, train_split, held_out, images.report.lines())
 
 
-def run(
+def run(*asked: Any) -> None:
+    """A run by this process, or by all that torchrun started: the first speaks, and what ends them all is said once."""
+    with joined() as ranks, open(os.devnull, "w") as nowhere:
+        try:
+            with redirect_stdout(sys.stdout if ranks.first else nowhere):
+                _run(ranks, *asked)
+        except DiffusionError:
+            if ranks.speaks():
+                raise
+            time.sleep(1.0)  # torchrun ends all when one has ended, and the one that speaks has yet to
+            raise typer.Exit(1) from None
+
+
+def _run(
+    ranks: Ranks,
     data: str,
     out: Path,
     steps: int | None,
@@ -119,7 +138,14 @@ def run(
             raise ConfigError(
                 f"--out {out} holds other things ({listed(others, 4)}) and no run: give a folder of its own"
             )
-    ready = prepared(data, steps, minutes, size, seed, preset, sets, config, classifier, unconditional, text_encoder)
+    if auto and ranks.count > 1:
+        raise ConfigError(
+            f"--auto measures one process alone, and here are {ranks.count}: give --set train.micro_batch=N where a "
+            "process's part of the batch is too large for its memory; the precision is measured anyway"
+        )
+    asked = (steps, minutes, size, seed, preset, sets, config, classifier, unconditional, text_encoder)
+    with ranks.first_then_others():  # what the first found out about every image, the others read in its index
+        ready = prepared(data, *asked, quiet=not ranks.first)
     train_split, held_out, settings = ready.train_split, ready.held_out, ready.settings
     for line in ready.report:
         typer.echo(line, err=dry_run)
@@ -133,7 +159,8 @@ def run(
         return
 
     model: Model = Model.from_description(ready.description, settings.seed)
-    typer.echo(f"training on {len(train_split):,} images, {len(held_out):,} held out")
+    together = f", in {ranks.count} processes" if ranks.count > 1 else ""
+    typer.echo(f"training on {len(train_split):,} images, {len(held_out):,} held out{together}")
     for line in chosen(model):
         typer.echo(line)
     line_ = TrainingLine(settings.steps, settings.minutes)
@@ -141,7 +168,7 @@ def run(
         record = None
         for record in train(model, train_split, out, settings, held_out=held_out, stop=stop):
             line_.show(record)
-        stopped = stop() and record is not None and record.step != settings.steps
+        stopped = ranks.sums(stop())[0] > 0 and record is not None and record.step != settings.steps
     if record is None:
         typer.echo(f"{out} is finished: nothing left to do. More --steps or --minutes would go on")
         return

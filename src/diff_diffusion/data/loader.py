@@ -80,6 +80,7 @@ class Batches:
         start_step: the first step; resuming at step n is `start_step=n`.
         ahead: how many batches to read ahead; 0 reads each when it is asked for.
         threads: how many batches are read at the same time, each by several threads of its own.
+        rows: of every batch, those that are wanted: one process's part. All of them when left out.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -98,6 +99,7 @@ class Batches:
         *,
         ahead: int = 2,
         threads: int = 1,
+        rows: slice | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -114,15 +116,16 @@ class Batches:
         reads_files = any(column.reads_files for column in dataset.columns.values())
         self.ahead = ahead if reads_files or not dataset.in_memory else 0
         self.threads = threads
+        self.rows = range(batch_size)[rows or slice(None)]
 
     def at(self, step: int) -> Batch:
         """The batch of one step, whatever was read before."""
-        first = step * self.batch_size
-        indices = order(len(self.dataset), self.seed, first, self.batch_size)
+        first = step * self.batch_size + self.rows.start
+        indices = order(len(self.dataset), self.seed, first, len(self.rows))
         labels = self.dataset.labels
         chosen = None if labels is None else torch.from_numpy(labels[indices])
         pixels = self.dataset.batch(indices)
-        samples = range(first, first + self.batch_size)
+        samples = range(first, first + len(self.rows))
         choice = np.array([rng.derive(self.seed, "caption", sample) for sample in samples], np.uint64)
         return Batch(step, indices, pixels, chosen, self.dataset.cond(indices, choice, pixels))
 

@@ -85,6 +85,11 @@ class Levels(ABC):
         """The factor that undoes what levels that adapt have changed; 1 for those that do not."""
         return torch.ones_like(t)
 
+    @property
+    def taught(self) -> Tensor | None:
+        """What this batch has taught so far: a sum over its samples, so that processes can add theirs up."""
+        return None
+
     def begin(self) -> None:  # noqa: B027 - most levels do not adapt
         """A new batch begins: what was recorded may be used."""
 
@@ -172,6 +177,10 @@ class LossAware(nn.Module, Levels):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return self  # levels are drawn in float64 on the CPU, wherever the model goes
+
+    @property
+    def taught(self) -> Tensor:
+        return self.fresh
 
     def rates(self) -> Tensor:
         """How much more often than plainly each bin is drawn, [num_bins] of mean 1."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diff_diffusion.errors import CheckpointError
 from diff_diffusion.models import Model
 from diff_diffusion.models.model import WEIGHTS
 from diff_diffusion.storage import folder as storage
+from diff_diffusion.tensors import finite
 
 STATE_JSON, STATE_TENSORS = "train_state.json", "train_state.safetensors"
 
@@ -49,7 +49,7 @@ def save(run: Path, model: Model, state: TrainState, keep: int) -> Path:
     Raises:
         CheckpointError: weights or moments that are not finite, or a disk that refused; earlier checkpoints are intact.
     """
-    bad = next((name for name, value in state.moments.items() if not bool(torch.isfinite(value).all())), None)
+    bad = next((name for name, value in state.moments.items() if not finite(value)), None)
     if bad is not None:
         raise CheckpointError(f"refusing to write a training state that is not finite: {bad}")
     files, config = model.files()
@@ -64,17 +64,17 @@ def save(run: Path, model: Model, state: TrainState, keep: int) -> Path:
     return home
 
 
-def latest(run: Path) -> tuple[Model, TrainState, list[str]] | None:
+def latest(run: Path, mend: bool = True) -> tuple[Model, TrainState, list[str]] | None:
     """The newest whole checkpoint: the model with its raw weights (and `ema`), the state, and what was passed over.
 
     None when the run has no checkpoint yet.
 
-    The run folder holds its files when this returns.
+    The run folder holds its files when this returns, and nothing unfinished; with `mend` false it is left as it is.
 
     Raises:
         CheckpointError: there are checkpoints and none is whole, or the disk refused.
     """
-    for left in (run, run / "checkpoints", run / "samples"):
+    for left in (run, run / "checkpoints", run / "samples") if mend else ():
         storage.clear_unfinished(left)
     problems: list[str] = []
     # The run folder last: it is never newer, but it is all there is when someone has deleted the checkpoints.
@@ -88,7 +88,7 @@ def latest(run: Path) -> tuple[Model, TrainState, list[str]] | None:
         except (CheckpointError, TypeError) as error:
             problems.append(str(error))
             continue
-        if not _published(home, run):  # the save was cut short
+        if mend and not _published(home, run):  # the save was cut short
             storage.publish(home, run)
         return model, state, problems
     if problems:

@@ -1,11 +1,13 @@
 """The training loop: a generator of step records. Data order and noise are functions of (seed, step) alone.
 
 The same call on the same run folder goes on from its newest checkpoint, and ends with the same bytes as a run that was
-never interrupted.
+never interrupted. Several processes that torchrun started do one run: what n of them compute is what one computes with
+micro-batches of their parts, but for the order of sums.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +21,10 @@ from torch import Tensor
 
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.loader import Batches
-from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, TrainingError
+from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, TrainingError, listed
 from diff_diffusion.models import Model
 from diff_diffusion.models.held_out import held_out_loss
+from diff_diffusion.objectives.levels import Levels
 from diff_diffusion.registry import describe
 from diff_diffusion.rng import Noise, derive
 from diff_diffusion.training import checkpoint
@@ -29,7 +32,7 @@ from diff_diffusion.training.checkpoint import TrainState
 from diff_diffusion.training.ema import Ema
 from diff_diffusion.training.journal import Journal, Record
 from diff_diffusion.training.monitor import write_sheets
-from diff_diffusion.training.runtime import autocast, choose_device, choose_precision, seeded
+from diff_diffusion.training.runtime import Ranks, autocast, choose_device, choose_precision, joined, seeded
 from diff_diffusion.training.settings import FREE_TO_CHANGE, TrainSettings
 
 MAX_SKIPS = 10
@@ -46,25 +49,29 @@ def train(
 ) -> Iterator[Record]:
     """Trains `model` on `data`, a record a step. The model holds the averaged weights when it ends.
 
+    Among several processes each calls this alike, has the same model and takes every record; only the first
+    writes, and has `held_out` in its records.
+
     Args:
         model: fresh, or what a resumed run started from; its weights are replaced by the run's newest checkpoint.
         data: the train split.
         out: the run folder; None trains in memory and saves nothing.
         settings: how; 1000 steps of the defaults when left out.
         held_out: images whose loss is measured and that are never trained on.
-        stop: asked after every step; true ends the run early, saved.
+        stop: asked after every step; true in any process ends the run early, saved.
 
     Raises:
-        ConfigError: settings or data that differ from those of the run being resumed.
+        ConfigError: settings or data that differ from those of the run being resumed, or between processes.
         IncompatibleError: data of another shape or other classes than the model's.
-        TrainingError: loss or gradient stayed non-finite; the last good state is saved.
+        TrainingError: loss or gradient stayed non-finite; the last good state is saved. Or another process ended.
         CheckpointError: the disk refused, or no checkpoint is whole.
     """
     settings = settings or TrainSettings(steps=1000)
     if settings.steps is None and settings.minutes is None:
         raise ConfigError("say how long to train: steps or minutes")
-    run = _Run(model, data, Path(out) if out is not None else None, settings, held_out)
-    yield from run.steps(stop)
+    with joined() as ranks:
+        run = _Run(model, data, Path(out) if out is not None else None, settings, held_out, ranks)
+        yield from run.steps(stop)
 
 
 class _Run:
@@ -77,8 +84,10 @@ class _Run:
         out: Path | None,
         settings: TrainSettings,
         held_out: ImageDataset | None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.data, self.out, self.held_out = model, data, out, held_out
+        self.ranks = ranks or Ranks()
         for known in (data, held_out):
             if known is not None:
                 model.check_data(known)
@@ -86,8 +95,17 @@ class _Run:
         self.seconds, self.step, self._first_bad = 0.0, 0, ""
         moments: dict[str, Tensor] | None = None
         ema: dict[str, Tensor] | None = None
-        self.about_data = {"name": data.name, "images": len(data), "fingerprint": data.fingerprint()}
-        newest = checkpoint.latest(out) if out is not None else None
+        fingerprint = data.fingerprint()
+        self.about_data = {"name": data.name, "images": len(data), "fingerprint": fingerprint}
+        self._check_alike(
+            {
+                "the settings": settings.model_dump_json().encode(),
+                "the data": fingerprint.encode(),
+                "the model": json.dumps(describe(model)).encode(),
+            }
+        )
+        with self.ranks.first_then_others():  # the first mends what a crash left behind
+            newest = checkpoint.latest(out, mend=self.ranks.first) if out is not None else None
         self.resumed = newest is not None
         if newest is not None:
             stored, state, problems = newest
@@ -99,6 +117,7 @@ class _Run:
             self.notes += [f"resumed at step {self.step}", *(f"passed over: {problem}" for problem in problems)]
         self.device = choose_device()
         model.to(self.device)
+        self._check_alike(self._weights())
         self.ema = Ema(model, ema)
         self.settings = settings
         self.optimizer = torch.optim.AdamW(
@@ -111,9 +130,49 @@ class _Run:
         if moments is not None:
             self._load_moments(moments)
         if settings.precision == "auto":
-            self.settings = settings.model_copy(update={"precision": self._measured_precision()})
+            measured = self._measured_precision() if self.ranks.first else ""
+            self.settings = settings.model_copy(update={"precision": self.ranks.told(measured)})
         model.facts |= {"name": out.name if out else data.name, "data": Path(data.name).name, "train images": len(data)}
         model.facts |= {"precision": self.settings.precision, "seed": self.settings.seed}
+
+    # ---- among others ---------------------------------------------------------------------------------------------
+
+    def _check_alike(self, contents: Mapping[str, bytes]) -> None:
+        """Nothing, or a ConfigError that names what is not the same in every process."""
+        differing = self.ranks.differing(contents)
+        if differing:
+            raise ConfigError(
+                f"{listed(differing, 4)} differ between the {self.ranks.count} processes of this run: start all with "
+                "the same command, data and versions. A part that learns from its own rows alone, as batch "
+                "normalisation does, trains in one process only"
+            )
+
+    def _weights(self) -> dict[str, bytes]:
+        """Everything that must be the same in every process; nothing where there is one."""
+        if self.ranks.count == 1:
+            return {}
+        state = {n: value.detach().cpu().contiguous().numpy().tobytes() for n, value in self.model.state_dict().items()}
+        return {"the step": str(self.step).encode(), **state}
+
+    def _add_up(self, total: Tensor) -> None:
+        """Loss, gradient and what levels were taught, of this process's rows, become those of the whole batch."""
+        if self.ranks.count == 1:
+            return
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # A part that no row of a process needed has no gradient there, and may have one elsewhere.
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=total.device)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        taught = [part.taught for part in self._levels() if part.taught is not None]
+        self.ranks.add([total, used, *gradients, *taught])
+        for parameter, times in zip(parameters, used.tolist(), strict=True):
+            if times == 0:
+                parameter.grad = None
+
+    def _levels(self) -> list[Levels]:
+        return [part for part in self.model.learns.modules() if isinstance(part, Levels)]
 
     # ---- resuming -------------------------------------------------------------------------------------------------
 
@@ -158,7 +217,8 @@ class _Run:
                 }
 
     def _measured_precision(self) -> str:
-        count = min(self.settings.micro_batch or self.settings.batch_size, len(self.data))
+        rows = self.ranks.share(self.settings.batch_size)
+        count = min(self.settings.micro_batch or rows.stop - rows.start, len(self.data))
         images = self.data.batch(range(count))
         cond = self.model.encode(self.model.known(self.data.cond(range(count))), count)
         noise = Noise([derive(0, "precision", i) for i in range(count)])
@@ -181,12 +241,13 @@ class _Run:
 
     def steps(self, stop: Callable[[], bool]) -> Iterator[Record]:
         settings, began, before = self.settings, time.monotonic(), self.seconds
-        journal = Journal(self.out / "metrics.jsonl", self.step) if self.out is not None else None
+        journal = Journal(self.out / "metrics.jsonl", self.step) if self.out is not None and self.ranks.first else None
         if self.out is not None and not self.resumed:
             self._save()
         recent: deque[tuple[float, float]] = deque(maxlen=50)
         skips = 0
-        batches = iter(Batches(self.data, settings.batch_size, settings.seed, self.step))
+        rows = self.ranks.share(settings.batch_size)
+        batches = iter(Batches(self.data, settings.batch_size, settings.seed, self.step, rows=rows))
         with closing(batches), self._averaged_after():
             while not self._done():
                 start = time.monotonic()
@@ -200,7 +261,9 @@ class _Run:
                 recent.append((time.monotonic() - start, waited))
                 if skips >= MAX_SKIPS:
                     self._give_up()
-                stopping = stop() or self._done()
+                # All stop at the same step, when any of them was asked to or the first has no time left.
+                asked, self.seconds = self.ranks.sums(stop(), self.seconds if self.ranks.first else 0.0)
+                stopping = asked > 0 or self._done()
                 record = self._record(loss, norm, skipped, recent, stopping)
                 # The line before the checkpoint: a crash between the two repeats the step, and the line with it.
                 if journal is not None and (
@@ -216,6 +279,7 @@ class _Run:
                 yield self._with_sheets(record, stopping)
                 if stopping:
                     break
+        self.ranks.told(None)  # what the first is still writing is there when any process goes on
 
     @contextmanager
     def _averaged_after(self) -> Iterator[None]:
@@ -235,21 +299,24 @@ class _Run:
     def _step(self, images: Tensor, known: Mapping[str, Any]) -> tuple[float, float]:
         """One optimizer step; nothing is changed when its loss or gradient is not finite."""
         settings, model = self.settings, self.model
-        whole, micro = len(images), settings.micro_batch or len(images)
+        whole, count, micro = settings.batch_size, len(images), settings.micro_batch or len(images)
+        begin = self.ranks.share(whole).start
         latents = model.codec.encode(images.to(self.device))
-        cond = model.encode(model.known(known), whole)
-        noise = Noise(
-            [derive(settings.seed, "train", self.step * settings.batch_size + i) for i in range(whole)], "train"
-        )
+        cond = model.encode(model.known(known), count)
+        of_step = self.step * whole + begin
+        noise = Noise([derive(settings.seed, "train", of_step + i) for i in range(count)], "train")
+        for levels in self._levels():
+            levels.begin()  # where the batch's first sample is another process's too
         total = torch.zeros((), device=self.device)
-        for first in range(0, whole, micro):
-            rows = slice(first, min(first + micro, whole))
-            seed = derive(settings.seed, "dropout", self.step, first) % (1 << 63)
+        for first in range(0, count, micro):
+            rows = slice(first, min(first + micro, count))
+            seed = derive(settings.seed, "dropout", self.step, begin + first) % (1 << 63)
             with seeded(self.device, seed), autocast(self.device, settings.precision):
-                loss = model.objective(latents[rows], cond[rows] if cond else None, noise[rows], first, whole)
+                loss = model.objective(latents[rows], cond[rows] if cond else None, noise[rows], begin + first, whole)
             share = (rows.stop - rows.start) / whole
             (loss.mean * share).backward()
             total += loss.mean.detach() * share
+        self._add_up(total)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         if _finite(total.item()) and _finite(norm.item()):
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), settings.grad_clip, norm)
@@ -269,7 +336,7 @@ class _Run:
             home = checkpoint.checkpoints(self.out)[0]
             with suppress(CheckpointError):  # a step whose loss was finite can still have broken the weights
                 home = self._save()
-            saved = f" The last good weights are in {home}."
+            saved = self.ranks.told(f" The last good weights are in {home}.")
         raise TrainingError(
             f"the loss or its gradient was not finite in {MAX_SKIPS} steps in a row, up to step {self.step}{where}. "
             f"None of those steps changed the weights.{saved} Try a smaller lr, or precision fp32"
@@ -285,7 +352,7 @@ class _Run:
         if settings.minutes is not None:
             remaining = 60 * settings.minutes - self.seconds
         held_out = None
-        if self.held_out is not None and (step % settings.eval_interval == 0 or stopping):
+        if self.ranks.first and self.held_out is not None and (step % settings.eval_interval == 0 or stopping):
             with self.ema.swapped():
                 held_out = held_out_loss(self.model, self.held_out)
                 if stopping:
@@ -307,7 +374,8 @@ class _Run:
 
     def _with_sheets(self, record: Record, stopping: bool) -> Record:
         """The record, and sample sheets on disk when it is time. A run is not lost for want of a picture."""
-        if self.out is None or not (record.step % self.settings.sample_interval == 0 or stopping):
+        due = record.step % self.settings.sample_interval == 0 or stopping
+        if self.out is None or not due or not self.ranks.first:
             return record
         try:
             write_sheets(self.model, self.ema, self.held_out or self.data, self.out / "samples", record.step)
@@ -319,6 +387,9 @@ class _Run:
 
     def _save(self) -> Path:
         assert self.out is not None
+        self._check_alike(self._weights())
+        if not self.ranks.first:
+            return checkpoint.home_of(self.out, self.step)
         self.model.ema = self.ema.values
         about = self.settings.model_dump(mode="json")
         state = TrainState(self.step, self.seconds, about, self.about_data, self._moments())

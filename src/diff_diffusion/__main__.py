@@ -1,0 +1,3 @@
+from diff_diffusion.cli import main
+
+main()
