@@ -145,10 +145,14 @@ class ImageDataset(Dataset[Tensor]):
                 found[name] = column.of(rows, choice)
         return found
 
-    def known(self, name: str) -> list[Any]:
-        """The values of a column, of these images alone, where they are known; see `Column` for what they are."""
+    def values(self, name: str) -> list[Any]:
+        """The values of a column, of these images alone, None where they are missing; see `Column` for what they are."""
         values = self.columns[name].values
-        return [values[row] for row in self._rows.tolist() if values[row] is not None]
+        return [values[row] for row in self._rows.tolist()]
+
+    def known(self, name: str) -> list[Any]:
+        """The values of a column, of these images alone, where they are known."""
+        return [value for value in self.values(name) if value is not None]
 
     def split(self, fraction: float = 0.1) -> tuple[ImageDataset, ImageDataset]:
         """What to train on and what to hold out: `val` where the source brings it, else a random part, always the same.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 from PIL.Image import Image
 
 from diff_diffusion.errors import listed
+from diff_diffusion.evaluation.attributes import Attribute
 from diff_diffusion.evaluation.audit import Audit
 from diff_diffusion.evaluation.beside import Channel, ClassRow
 from diff_diffusion.evaluation.likelihood import BitsPerDim
 from diff_diffusion.evaluation.records import Record, Setting
 
 SMALL = 200
+_BEHIND, _WORSE = attrgetter("behind"), attrgetter("worse")
 ALIKE = 0.8
 """Samples that lie less than this share of real images' distance from each other are alike."""
 
@@ -32,6 +35,7 @@ class Evaluation:
         spread: mean pairwise feature distance of samples, and of as many held-out images.
         judge: the classifier that told labels, and its accuracy on held-out images; None without labels.
         classes: a row for each class.
+        attributes: a table like it for every other column of few values; quality is told on their judge's features.
         audit: whether samples copy training images.
         warnings: what to know before any number is believed, the gravest first.
         pictures: sheets of samples, of real images asked for the same, and of samples over their nearest training
@@ -48,6 +52,7 @@ class Evaluation:
     spread: tuple[float, float]
     judge: tuple[str, float] | None
     classes: tuple[ClassRow, ...]
+    attributes: tuple[Attribute, ...]
     audit: Audit
     warnings: tuple[str, ...]
     pictures: dict[str, Image] = field(default_factory=dict, compare=False, repr=False)
@@ -57,7 +62,8 @@ class Evaluation:
         del told["pictures"]
         return told | {
             "audit": self.audit.to_json(),
-            "classes": [asdict(r) | {"behind": r.behind} for r in self.classes],
+            "classes": [row.to_json() for row in self.classes],
+            "attributes": [attribute.to_json() for attribute in self.attributes],
         }
 
 
@@ -73,9 +79,12 @@ def warnings(found: Evaluation) -> list[str]:
     if found.spread[0] < ALIKE * found.spread[1]:
         share = found.spread[0] / found.spread[1]
         told.append(f"samples are alike: they lie {100 * share:.0f} % as far from each other as real images do")
-    behind = [row.name for row in found.classes if row.behind]
-    if behind:
-        told.append(f"classes drawn too rarely or wrongly, beyond chance: {listed(behind)}")
+    for what, rows in (("classes", found.classes), *((f"{each.name}:", each.rows) for each in found.attributes)):
+        behind, worse = ([row.name for row in rows if off(row)] for off in (_BEHIND, _WORSE))
+        if behind:
+            told.append(f"{what} drawn too rarely or wrongly, beyond chance: {listed(behind)}")
+        if worse:
+            told.append(f"{what} drawn worse than real images of their kind, beyond chance: {listed(worse)}")
     if found.setting.weights == "raw":
         told.append("these are the raw weights; the averaged ones are what `sample` uses")
     small = min((record.n for record in found.records), default=SMALL)

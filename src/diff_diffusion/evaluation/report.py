@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from diff_diffusion.evaluation.beside import Share
+from diff_diffusion.evaluation.beside import ClassRow, Share
 from diff_diffusion.evaluation.findings import Evaluation
 from diff_diffusion.evaluation.records import Record
 from diff_diffusion.storage.folder import refusals, to_json, write_file
@@ -87,14 +87,9 @@ def report(found: Evaluation) -> str:
         ]
     parts += ["<h2>Copies of training images</h2>", *_audit(found), *shown.values()]
     if found.classes and found.judge is not None:
-        head = ("class", "share of samples", "of real images", "as asked", "judge on real images")
-        rows = [[_text(r.name), *map(_share, (r.share, r.real_share, r.agreement, r.judge))] for r in found.classes]
-        parts += [
-            "<h2>Classes</h2>",
-            _table(head, rows, [row.behind for row in found.classes]),
-            f'<p class="soft">Told by {_text(found.judge[0])}, right on {100 * found.judge[1]:.1f} % of held-out '
-            "images. Marked: behind real images by more than chance.</p>",
-        ]
+        parts += _fares("Classes", "class", found.classes, found.judge)
+    for attribute in found.attributes:
+        parts += _fares(attribute.name, "value", attribute.rows, attribute.judge)
     parts += ["<h2>Loss at each noise level</h2>", _curves(found), *_beside(found)]
     parts.append(
         f"<footer>model {_text(of.model)} · data {_text(of.fingerprint)}, {_text(of.split)} · "
@@ -138,6 +133,22 @@ def _share(share: Share | None) -> str:
     if share is None:
         return "-"
     return f"{100 * share[0]:.1f} % <span class='soft'>({100 * share[1][0]:.0f} to {100 * share[1][1]:.0f})</span>"
+
+
+def _fares(title: str, what: str, rows: Sequence[ClassRow], judge: tuple[str, float]) -> list[str]:
+    head = (what, "share of samples", "of real images", "as asked", "judge on real images", "look real", "real ones do")
+    cells = [
+        [_text(r.name), *map(_share, (r.share, r.real_share, r.agreement, r.judge, r.precision, r.real_precision))]
+        for r in rows
+    ]
+    counts = ", ".join(f"{row.name} {row.n} and {row.real_n}" for row in rows)
+    says = (
+        f"Told by {judge[0]}, right on {100 * judge[1]:.1f} % of held-out images. Looking real is lying within the "
+        f"training images of the same {what}, on its features; n, samples and held-out images: {counts}. Marked: "
+        "behind real images by more than chance."
+    )
+    marked = [row.behind or row.worse for row in rows]
+    return [f"<h2>{_text(title)}</h2>", _table(head, cells, marked), f'<p class="soft">{_text(says)}</p>']
 
 
 def _audit(found: Evaluation) -> list[str]:
