@@ -45,6 +45,8 @@ def test_pixels_are_means_of_squares() -> None:
     small = images(2, 8, 3)
     assert torch.equal(Pixels((3, 8, 8)).features(small), small.flatten(1).double())
     assert Pixels((3, 8, 8)).name == "pixels@8x8"
+    assert (Pixels((3, 8, 8)).filter, Pixels((1, 64, 64)).filter) == (None, "area")
+    assert Pixels((3, 8, 8)).sha256 != Pixels((1, 64, 64)).sha256
 
 
 def test_a_name_changes_with_all_that_changes_features() -> None:
@@ -60,6 +62,9 @@ def test_a_name_changes_with_all_that_changes_features() -> None:
     ]
     names = [network.name for network in (some, *others)]
     assert len(set(names)) == len(names)
+    assert len(some.sha256) == 64
+    assert some.sha256[:8] in some.name
+    assert [network.sha256 == some.sha256 for network in others] == [False, True, True, True, False, False, False]
     assert some.name.endswith("@16x16-bicubic")
     assert some.name.startswith("mean-")
     assert ModuleFeatures(Mean(), "mean", size=(16, 16)).name == some.name
@@ -142,7 +147,9 @@ def test_a_classifier_is_read_back_to_the_last_bit(classifier: Classifier, data:
     again = load_classifier(tmp_path / "裁判.safetensors", data)
     pixels = data.batch(range(40))
     assert again.name == classifier.name
-    assert again.name.endswith("@8x8")
+    assert again.name.endswith(f"{again.sha256[:8]}@8x8")
+    assert again.sha256 == classifier.sha256
+    assert isinstance(again, FeatureNetwork)
     assert torch.equal(again.features(pixels), classifier.features(pixels))
     assert torch.equal(again.labels(pixels), classifier.labels(pixels))
     assert (again.test_accuracy, again.class_names) == (classifier.test_accuracy, data.class_names)

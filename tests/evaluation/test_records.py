@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from diff_diffusion.errors import DataError, IncompatibleError
 from diff_diffusion.evaluation.distances import frechet, sliced_wasserstein
 from diff_diffusion.evaluation.measure import METRICS, measured
-from diff_diffusion.evaluation.records import GROUPS, Record, Setting, jackknife
+from diff_diffusion.evaluation.records import GROUPS, Record, Setting, jackknife, read_records, side_by_side
 
 SETTING = Setting(
     model="0123456789abcdef",
@@ -30,6 +31,18 @@ SETTING = Setting(
     images=(1, 8, 8),
     version="0",
 )
+
+
+class Named:
+    """A network that is a name and a hash."""
+
+    name, sha256, size, filter = "cnn-1234", 64 * "1", (8, 8), "area"
+
+    def features(self, images: Tensor) -> Tensor:
+        return images
+
+
+NETWORK = Named()
 
 
 def normal(count: int, width: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -74,7 +87,7 @@ def test_what_was_asked_for_does_not_vary() -> None:
 
 @pytest.fixture(scope="module")
 def records() -> tuple[Record, ...]:
-    return measured("cnn-1234", normal(200, 4, 0, 1.5), normal(200, 4, 1), normal(500, 4, 2), SETTING)
+    return measured(NETWORK, normal(200, 4, 0, 1.5), normal(200, 4, 1), normal(500, 4, 2), SETTING)
 
 
 def test_each_metric_is_named_by_all_that_it_depends_on(records: tuple[Record, ...]) -> None:
@@ -91,28 +104,71 @@ def test_the_floor_is_the_distance_of_held_out_images(records: tuple[Record, ...
     by_name = {record.metric: record for record in records}
     assert by_name["FD"].value == frechet(normal(200, 4, 0, 1.5), normal(500, 4, 2))
     assert by_name["FD"].floor == frechet(normal(200, 4, 1), normal(500, 4, 2))
-    same = measured("f", normal(200, 4, 1), normal(200, 4, 1), normal(500, 4, 2), SETTING)
+    same = measured(NETWORK, normal(200, 4, 1), normal(200, 4, 1), normal(500, 4, 2), SETTING)
     assert all(record.value == record.floor for record in same)
 
 
 def test_the_kernel_distance_does_not_depend_on_the_features_unit() -> None:
-    one = measured("f", normal(50, 4, 0), normal(50, 4, 1), normal(50, 4, 2), SETTING, only=["KID"])[0]
-    other = measured("f", *(normal(50, 4, i) * 40 for i in range(3)), SETTING, only=["KID"])[0]
+    one = measured(NETWORK, normal(50, 4, 0), normal(50, 4, 1), normal(50, 4, 2), SETTING, only=["KID"])[0]
+    other = measured(NETWORK, *(normal(50, 4, i) * 40 for i in range(3)), SETTING, only=["KID"])[0]
     assert other.value == pytest.approx(one.value, rel=1e-9)
 
 
 def test_a_share_of_one_is_not_known_for_certain() -> None:
     x = normal(100, 2, 0)
-    found = measured("f", x, x, x, SETTING, only=["precision"])[0]
+    found = measured(NETWORK, x, x, x, SETTING, only=["precision"])[0]
     assert found.value == 1.0
     assert found.interval == (pytest.approx(0.963, abs=1e-3), 1.0)
 
 
 def test_a_record_is_read_back(records: tuple[Record, ...]) -> None:
-    for record in records:
+    for record in (*records, replace(records[0], size=None, filter=None)):
         assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
     with pytest.raises(DataError, match="no record"):
         Record.from_json({"name": "FD"})
+
+
+def test_a_record_says_the_whole_network(records: tuple[Record, ...]) -> None:
+    for record in records:
+        assert (record.features, record.sha256) == ("cnn-1234", 64 * "1")
+        assert (record.size, record.filter) == ((8, 8), "area")
+    network = Named()
+    network.size = None  # type: ignore[assignment]
+    (found,) = measured(network, *(normal(30, 2, i) for i in range(3)), SETTING, only=["SW"])
+    assert (found.size, found.filter) == (None, None)  # a filter that nothing went through is not told
+
+
+def test_records_are_found_in_a_file_its_folder_or_its_run(records: tuple[Record, ...], tmp_path: Path) -> None:
+    home = tmp_path / "运行" / "evaluation"
+    home.mkdir(parents=True)
+    file = home / "record.json"
+    file.write_text(json.dumps({"records": [record.to_json() for record in records]}, ensure_ascii=False), "utf-8")
+    for place in (file, home, home.parent):
+        assert read_records(place) == records
+    with pytest.raises(DataError, match="has none in it"):
+        read_records(tmp_path)
+    older = {name: value for name, value in records[0].to_json().items() if name != "sha256"}
+    for content, said in {
+        json.dumps({"records": []}): "no distances",
+        json.dumps({"records": [older]}): "by this version.*Evaluate that model again",
+        json.dumps([1]): "no records",
+        "[" * 100_000: "no records",
+        "猫": "no records",
+    }.items():
+        file.write_text(content, "utf-8")
+        with pytest.raises(DataError, match=said):
+            read_records(home)
+
+
+def test_two_evaluations_stand_side_by_side(records: tuple[Record, ...]) -> None:
+    others = [replace(record, value=record.value + 1.0, setting=replace(SETTING, model="other")) for record in records]
+    pairs = side_by_side(records, others)
+    assert [one.name for one, _, _ in pairs] == [record.name for record in records]
+    assert [how.difference for _, _, how in pairs] == pytest.approx([-1.0] * len(records))
+    with pytest.raises(IncompatibleError, match="7 numbers cannot be compared with 6"):
+        side_by_side(records, others[1:])
+    with pytest.raises(IncompatibleError, match="metric: FD and KID"):
+        side_by_side(records, [others[1], others[0], *others[2:]])
 
 
 def test_unlike_records_are_not_compared(records: tuple[Record, ...]) -> None:
@@ -120,6 +176,9 @@ def test_unlike_records_are_not_compared(records: tuple[Record, ...]) -> None:
     changes = {
         "metric: FD and KID": replace(mine, metric="KID"),
         "features: cnn-1234 and cnn-5678": replace(mine, features="cnn-5678"),
+        "network hash: 1111": replace(mine, sha256=64 * "2"),
+        r"input size: \(8, 8\) and None": replace(mine, size=None),
+        "resize filter: area and bicubic": replace(mine, filter="bicubic"),
         "n: 200 and 100": replace(mine, n=100),
         "reference images: 500 and 400": replace(mine, reference=400),
         "data: feedface and 0": replace(mine, setting=replace(SETTING, fingerprint="0")),

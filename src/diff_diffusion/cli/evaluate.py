@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
+import torch
 import typer
 from rich.cells import cell_len
 
 from diff_diffusion.cli.console import count_progress
 from diff_diffusion.cli.sample import load
 from diff_diffusion.data import ImageDataset, load_image_dataset
-from diff_diffusion.evaluation.evaluate import evaluate
+from diff_diffusion.errors import ConfigError
+from diff_diffusion.evaluation.beside import ClassRow
+from diff_diffusion.evaluation.evaluate import draw_share, evaluate
+from diff_diffusion.evaluation.feature_networks import FeatureNetwork, Pixels, random_features
 from diff_diffusion.evaluation.features import Classifier, load_classifier, save_classifier, train_classifier
 from diff_diffusion.evaluation.findings import Evaluation
+from diff_diffusion.evaluation.outside import inception, onnx_features
+from diff_diffusion.evaluation.records import FOLDER, Comparison, Record, read_records, side_by_side
 from diff_diffusion.evaluation.report import write_report
 from diff_diffusion.storage.folder import refusals
-
-FOLDER = "evaluation"
 
 
 def run(
     folder: Path,
     data: str,
     num: int | None,
+    features: str | None,
     judge: Path | None,
+    against: Path | None,
     steps: int | None,
     sampler: str | None,
     guidance: float | None,
@@ -32,32 +40,114 @@ def run(
     weights: str,
     as_json: bool,
 ) -> None:
+    rank, ranks = place()
+    others = read_records(against) if against is not None else ()
     model = load(folder, weights)
     channels, height, width = model.codec.data.shape
-    images = load_image_dataset(
-        data, size=(height, width), channels=channels, progress=count_progress("reading images")
-    )
-    model.check_data(images)  # before a judge is trained
+    reading = count_progress("reading images") if rank == 0 else None
+    images = load_image_dataset(data, size=(height, width), channels=channels, progress=reading)
     home = folder / FOLDER
+    if rank:
+        draw_share(
+            model,
+            images,
+            num,
+            rank=rank,
+            ranks=ranks,
+            seed=seed,
+            steps=steps,
+            sampler=sampler,
+            guidance=guidance,
+            folder=home,
+        )
+        return
+    model.check_data(images)  # before a judge is trained
+    network = _network(features, images.split()[0])
+    given = network if judge is None and isinstance(network, Classifier) else None
     found = evaluate(
         model,
         images,
         num,
-        judge=_judge(images, judge, home),
+        features=network,
+        judge=given or _judge(images, judge, home),
         seed=seed,
         steps=steps,
         sampler=sampler,
         guidance=guidance,
         weights=weights,
         folder=home,
+        ranks=ranks,
+        against=others,
         tell=count_progress,
     )
     record, page = write_report(found, home)
+    pairs = side_by_side(found.records, others) if others else []
     if as_json:
-        typer.echo(json.dumps(found.to_json() | {"report": str(page)}, ensure_ascii=False))
+        told = found.to_json() | {"report": str(page)}
+        if against is not None:
+            told["against"] = {"of": str(against), "numbers": [_compared(*pair) for pair in pairs]}
+        typer.echo(json.dumps(told, ensure_ascii=False))
         return
     tell(found)
+    if pairs:
+        verdict = {"first": "better", "second": "worse", "neither": "intervals overlap"}
+        rows = [[f"against {against}", "this", "that", "difference", ""]]
+        for one, other, how in pairs:
+            numbers = [f"{one.value:.4g}", f"{other.value:.4g}", f"{how.difference:+.4g}"]
+            rows.append([one.name, *numbers, verdict[how.better]])
+        _lines(rows)
     typer.echo(f"{page}: the same with pictures; {record}: for programs")
+
+
+def place() -> tuple[int, int]:
+    """Which process this is among how many, as torchrun says it; on a machine with accelerators each takes its own.
+
+    Raises:
+        ConfigError: numbers that are none.
+    """
+    said = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    if said["WORLD_SIZE"] in (None, "1"):
+        return 0, 1
+    try:
+        rank, ranks, local = (int(said[name] or "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if not 0 <= rank < ranks:
+            raise ValueError(rank)
+    except ValueError as error:
+        raise ConfigError(
+            f"{said} do not say which process this is among how many: start them with torchrun"
+        ) from error
+    if torch.accelerator.is_available():
+        torch.accelerator.set_device_index(local % torch.accelerator.device_count())
+    return rank, ranks
+
+
+def _network(what: str | None, train: ImageDataset) -> FeatureNetwork | None:
+    """The feature network that `--features` names; None for the judge, or random features where there is none."""
+    if what == "judge" and (train.labels is None or len(train.class_names) < 2):
+        raise ConfigError(f"--features judge needs classes, and {train.name} has none: random, pixels or a file")
+    if what in (None, "judge"):
+        return None
+    if what == "random":
+        return random_features(train.shape)
+    if what == "pixels":
+        return Pixels(train.shape)
+    if what == "inception":
+        return inception()
+    path = Path(what)
+    if path.suffix.lower() == ".onnx":
+        return onnx_features(path)
+    if path.suffix.lower() == ".safetensors":
+        return load_classifier(path, train)
+    raise ConfigError(
+        f"unknown --features {what!r}: judge, random, pixels, inception, or a file: NETWORK.onnx, or a classifier that "
+        "another evaluation left, judge-….safetensors"
+    )
+
+
+def _compared(one: Record, other: Record, how: Comparison) -> dict[str, Any]:
+    sides = {"value": one.value, "interval": one.interval, "other": other.value, "other_interval": other.interval}
+    overlap = how.better == "neither"
+    return {"name": one.name, **sides, "difference": how.difference, "overlap": overlap, "better": how.better}
 
 
 def _judge(images: ImageDataset, file: Path | None, home: Path) -> Classifier | None:
@@ -95,16 +185,20 @@ def tell(found: Evaluation) -> None:
         _lines(rows)
     if not found.audit.copies:
         typer.echo(found.audit.verdict)
-    if found.classes:
-        rows = [["class", "share", "of real", "as asked", "judge on real"]]
-        for row in found.classes:
-            shares = (row.share, row.real_share, row.agreement, row.judge)
-            told = ["-" if share is None else f"{100 * share[0]:.1f} %" for share in shares]
-            rows.append([row.name + (" (behind)" if row.behind else ""), *told])
-        _lines(rows)
+    for what, table in (("class", found.classes), *((each.name, each.rows) for each in found.attributes)):
+        if table:
+            _lines(
+                [[what, "share", "of real", "as asked", "judge on real", "look real", "real do"], *map(_fares, table)]
+            )
     loss, seen = found.held_out_loss["mean"], found.train_loss["mean"]
     bits = "" if found.bits is None else f"; {found.bits.bits:.3f} bits per dimension"
     typer.echo(f"loss {loss:.4g} on held-out images, {seen:.4g} on training images{bits}")
+
+
+def _fares(row: ClassRow) -> list[str]:
+    shares = (row.share, row.real_share, row.agreement, row.judge, row.precision, row.real_precision)
+    off = " (behind)" if row.behind or row.worse else ""
+    return [row.name + off, *("-" if share is None else f"{100 * share[0]:.1f} %" for share in shares)]
 
 
 def _lines(rows: list[list[str]]) -> None:

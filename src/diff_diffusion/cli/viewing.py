@@ -90,10 +90,24 @@ def evaluate(
     num: Annotated[
         int | None, typer.Option("-n", "--num", min=2, help="Samples; as many as images are held out, 256 to 2000.")
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="The network that distances are measured on: judge (where there are classes, the default), random, "
+            "pixels, inception, or a file: NETWORK.onnx, or a judge-….safetensors of another evaluation.",
+        ),
+    ] = None,
     judge: Annotated[
         Path | None,
         typer.Option(
             help="The judge that another evaluation on the same data left in its folder: the same features then."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OTHER", help="Another evaluation to stand beside: its record.json, its folder, or its run."
         ),
     ] = None,
     steps: Steps = None,
@@ -109,15 +123,21 @@ def evaluate(
 
       diff-diffusion evaluate runs/photos --data photos/ -n 2000 --guidance 2
 
+      diff-diffusion evaluate runs/b --data digits --judge runs/a/evaluation/judge-….safetensors --against runs/a
+
+      torchrun --nproc-per-node 2 -m diff_diffusion evaluate runs/digits --data digits
+
     Fréchet and kernel distance, precision and recall, density and coverage, sliced Wasserstein: each with a 95 %
     interval, and with its floor, the same number for held-out real images. Classes, channels, variety, loss at each
     noise level, and the nearest training image of every sample. The features are those of a classifier trained on the
     training images, or of a random network where they have no labels; a number's name says which. RUN/evaluation gets
-    report.html, which needs no network, and record.json; samples are kept there, so that the same command goes on.
+    report.html, which needs no network, and record.json; samples are kept there, those of the last two settings, so
+    that the same command goes on. An ONNX file takes float32 images [N, C, H, W] from -1 to 1 and gives features. Two
+    evaluations are compared only where data, n and feature network are the same, which its hash says.
     """
     from diff_diffusion.cli.evaluate import run as measure
 
-    measure(run, data, num, judge, steps, sampler, guidance, seed, weights, as_json)
+    measure(run, data, num, features, judge, against, steps, sampler, guidance, seed, weights, as_json)
 
 
 def doctor(as_json: Json = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.survey import Progress
 from diff_diffusion.errors import ConfigError
+from diff_diffusion.evaluation.attributes import attributes, label_rows
 from diff_diffusion.evaluation.audit import Audit, audit, nearest_training, real_images
-from diff_diffusion.evaluation.beside import ClassRow, channels, class_rows
+from diff_diffusion.evaluation.beside import ClassRow, channels
 from diff_diffusion.evaluation.distances import diversity
 from diff_diffusion.evaluation.feature_networks import FeatureNetwork, Pixels, random_features
 from diff_diffusion.evaluation.features import Classifier, train_classifier
 from diff_diffusion.evaluation.findings import Evaluation, warnings
 from diff_diffusion.evaluation.likelihood import bits_per_dim
-from diff_diffusion.evaluation.measure import LEAST, measured
+from diff_diffusion.evaluation.measure import LEAST, METRICS, described, measured
 from diff_diffusion.evaluation.records import Record, Setting
 from diff_diffusion.evaluation.samples import Samples
 from diff_diffusion.models import DiffusionModel
@@ -56,6 +57,8 @@ def evaluate(
     guidance: float | None = None,
     weights: str = "ema",
     folder: Path | None = None,
+    ranks: int = 1,
+    against: Sequence[Record] = (),
     tell: Tell | None = None,
 ) -> Evaluation:
     """What a model's samples are, beside held-out real images, both compared with the training images.
@@ -73,52 +76,57 @@ def evaluate(
         seed: of the first sample.
         steps, sampler, guidance: the model's own where None.
         weights: which of the model's weights it holds, for the records.
-        folder: where drawn samples are kept and found again; nowhere where None.
+        folder: where drawn samples are kept and found again; nowhere where None. Those of two settings at most.
+        ranks: how many processes draw them together, of which this is the first; the others call `draw_share`.
+        against: records of another evaluation: if these will not be of their kind, nothing is drawn.
         tell: called with what is being done, gives a callback (done, total).
 
     Raises:
         ConfigError: a number out of range, or options the model has no use for.
-        IncompatibleError: the data are of another shape, other classes or other conditions than the model's.
+        IncompatibleError: the data are of another shape, other classes or other conditions than the model's; or
+            `against` is of another kind.
     """
-    if num is not None and num < 2:
-        raise ConfigError(f"an evaluation needs at least 2 samples, not {num}; hundreds, to say anything")
     train, held_out = data.split()
-    model.check_data(train)
-    num = num or min(max(FEWEST, len(held_out)), MOST)
+    samples, num = _asked_for(model, train, held_out, num, seed, steps, sampler, guidance, folder)
+    asked, order = samples.asked, _some(len(held_out), len(held_out))
     say: Callable[[str], Progress | None] = tell or (lambda what: None)
     if judge is None and train.labels is not None and len(train.class_names) > 1:
         judge = train_classifier(train, held_out)
-    network: FeatureNetwork = features or judge or random_features(train.shape)
+    # Pixels alone know no copy from a blur, so that the audit looks with another network beside.
+    by_pixels = isinstance(features, Pixels)
+    network: FeatureNetwork = (None if by_pixels else features) or judge or random_features(train.shape)
     pixels = Pixels(train.shape)
-    order, more = _some(len(held_out), len(held_out)), _some(len(train), MOST)
-    asked = _asked(model, held_out.cond(order), train.cond(more))
-    _, walker, _ = model.plan(steps=steps, sampler=sampler, guidance=guidance, conditional=asked is not None)
-    grid = model.chosen_grid(None, steps)
-    scale = (model.recipe.guidance if guidance is None else guidance) if asked else 1.0
-    samples = Samples(model, asked, seed, walker, grid, scale, folder)
+    n, setting = min(num, len(held_out), len(train)), _setting(samples, num, weights, train, held_out)
+    for other in against[:1]:
+        replace(other, **described(pixels if by_pixels else network, n, setting)).against(other)
+    if ranks > 1:
+        samples.share(num, 0, ranks, say("sampling"))
 
     real, own, what = real_images(train, held_out)
     drawn, drawn_pixels = _features(samples, num, (network, pixels), say("sampling"))
-    n = min(num, len(held_out), len(train))
+    if folder is not None:
+        samples.forget_others()
     held = [_of_rows(net, held_out, order[:n]) for net in (network, pixels)]
     reference = [_of_rows(net, train, _some(len(train), REFERENCE)) for net in (network, pixels)]
     seeking = [(net, torch.cat([f, net.features(real)])) for net, f in ((pixels, drawn_pixels), (network, drawn))]
     near, seen = nearest_training(seeking, torch.cat([torch.full((num,), -1), own]), train, say("searching for copies"))
     found = audit(near.split(num), seen.split(num), what)
-    setting = _setting(samples, num, weights, train, held_out)
     labels = None
     if asked is not None and LABEL in asked and model.class_names:
         labels = torch.tensor([asked[LABEL][i % len(asked[LABEL])] for i in range(num)])
     strata = None if labels is None else labels[:n]
     records: tuple[Record, ...] = ()
     if n >= LEAST:
-        records = measured(network.name, drawn[:n], held[0], reference[0], setting, strata=strata)
-        records += measured(pixels.name, drawn_pixels[:n], held[1], reference[1], setting, ("SW",), strata)
+        if not by_pixels:
+            records = measured(network, drawn[:n], held[0], reference[0], setting, strata=strata)
+        only = METRICS if by_pixels else ("SW",)
+        records += measured(pixels, drawn_pixels[:n], held[1], reference[1], setting, only, strata)
     classes: tuple[ClassRow, ...] = ()
     if judge is not None and held_out.labels is not None:
-        seen_in = torch.cat([judge.labels(part) for part in samples.parts(num)])
-        real_seen = judge.labels(held_out.batch(range(len(held_out))))
-        classes = class_rows(train.class_names, seen_in, labels, real_seen, torch.from_numpy(held_out.labels))
+        classes = label_rows(judge, samples.parts(num), labels, train, held_out, _some(len(train), REFERENCE))
+    fair = attributes(
+        samples.parts(num), num, asked, train, held_out, _some(len(train), REFERENCE), progress=say("judging columns")
+    )
     bits = None
     if isinstance(model.recipe.process, Gaussian):
         bits = bits_per_dim(model, held_out, num=BITS_OF, progress=say("measuring likelihood"))
@@ -133,6 +141,7 @@ def evaluate(
         spread=(diversity(drawn[:n]), diversity(held[0])) if n > 1 else (0.0, 0.0),
         judge=None if judge is None else (judge.name, judge.test_accuracy),
         classes=classes,
+        attributes=fair,
         audit=found,
         warnings=(),
         pictures=_pictures(samples, num, held_out.batch(order[:SHOWN]), train, found),
@@ -149,6 +158,51 @@ def evaluate(
     elif n < num:
         beyond.append(f"distances compare {n} samples, not {num}: a floor at the same n needs as many real images")
     return replace(result, warnings=(*warnings(result), *beyond))
+
+
+def draw_share(
+    model: DiffusionModel,
+    data: ImageDataset,
+    num: int | None = None,
+    *,
+    rank: int,
+    ranks: int,
+    folder: Path,
+    seed: int = 0,
+    steps: int | None = None,
+    sampler: Sampler | str | None = None,
+    guidance: float | None = None,
+) -> None:
+    """What a process beside the first does for an evaluation: it draws each `ranks`-th part of the samples.
+
+    Args:
+        rank: which of the processes this is, from 1; all else as for `evaluate`, the same in all processes.
+    """
+    samples, num = _asked_for(model, *data.split(), num, seed, steps, sampler, guidance, folder)
+    samples.share(num, rank, ranks)
+
+
+def _asked_for(
+    model: DiffusionModel,
+    train: ImageDataset,
+    held_out: ImageDataset,
+    num: int | None,
+    seed: int,
+    steps: int | None,
+    sampler: Sampler | str | None,
+    guidance: float | None,
+    folder: Path | None,
+) -> tuple[Samples, int]:
+    """The samples of an evaluation, none of them drawn yet, and their number."""
+    if num is not None and num < 2:
+        raise ConfigError(f"an evaluation needs at least 2 samples, not {num}; hundreds, to say anything")
+    model.check_data(train)
+    first, more = held_out.cond(_some(len(held_out), len(held_out))), train.cond(_some(len(train), MOST))
+    asked = _asked(model, first, more)
+    _, walker, _ = model.plan(steps=steps, sampler=sampler, guidance=guidance, conditional=asked is not None)
+    grid = model.chosen_grid(None, steps)
+    scale = (model.recipe.guidance if guidance is None else guidance) if asked else 1.0
+    return Samples(model, asked, seed, walker, grid, scale, folder), num or min(max(FEWEST, len(held_out)), MOST)
 
 
 def _setting(samples: Samples, num: int, weights: str, train: ImageDataset, held_out: ImageDataset) -> Setting:

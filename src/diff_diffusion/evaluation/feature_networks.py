@@ -1,7 +1,8 @@
 """Feature networks: what images are compared by. Each says in its name what it is, down to a hash of its weights.
 
 For data with labels it is the small classifier of `features`, trained on them, which judges labels too; for data
-without, a network of random weights, which sees shapes and textures and knows nothing of meaning; or any module.
+without, a network of random weights, which sees shapes and textures and knows nothing of meaning; or any module. Those
+that other libraries run are in `outside`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,24 @@ class FeatureNetwork(Protocol):
     """What turns images into numbers whose distances mean something.
 
     Attributes:
-        name: architecture, a hash of the weights, and where images are resized the size and the filter:
+        name: architecture, the start of the hash, and where images are resized the size and the filter:
             "cnn64-1a2b3c4d", "resnet-5e6f7a8b@224x224-bicubic". Two networks of one name give the same features.
+        sha256: of the weights and of whatever numbers else make the features, 64 hex digits.
+        size: (height, width) that images are brought to; None where they are taken as they are.
+        filter: how they are brought to it.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def size(self) -> tuple[int, int] | None: ...
+
+    @property
+    def filter(self) -> str | None: ...
 
     def features(self, images: Tensor) -> Tensor:
         """Images [N, C, H, W], uint8 or float in 0..255, to float64 features [N, D]."""
@@ -40,11 +53,11 @@ class FeatureNetwork(Protocol):
 
 
 def weights_hash(tensors: Iterable[Tensor], *more: object) -> str:
-    """The first 8 hex digits of the sha256 of weights, and of whatever numbers else make the features."""
+    """The sha256 of weights, and of whatever numbers else make the features, in hex; a name has its first 8 digits."""
     digest = hashlib.sha256(repr(more).encode() if more else b"")
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
+    return digest.hexdigest()
 
 
 def _resized(images: Tensor, size: tuple[int, int], filter: str) -> Tensor:
@@ -70,9 +83,16 @@ class Pixels:
         return min(32, self.shape[1]), min(32, self.shape[2])
 
     @property
+    def filter(self) -> str | None:
+        return None if self.size == tuple(self.shape[1:]) else "area"
+
+    @property
     def name(self) -> str:
-        whole = self.size == tuple(self.shape[1:])
-        return f"pixels@{self.size[0]}x{self.size[1]}" + ("" if whole else "-area")
+        return f"pixels@{self.size[0]}x{self.size[1]}" + ("" if self.filter is None else f"-{self.filter}")
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()
 
     def features(self, images: Tensor) -> Tensor:
         return _resized(images.float(), self.size, "area").flatten(1).double()
@@ -109,10 +129,13 @@ class ModuleFeatures:
             raise ConfigError(f"{self.architecture!r} is no name: say what the network is, without '@', ',' or spaces")
 
     @property
+    def sha256(self) -> str:
+        return weights_hash(self.module.state_dict().values(), self.mean, self.std, self.channels)
+
+    @property
     def name(self) -> str:
-        digest = weights_hash(self.module.state_dict().values(), self.mean, self.std, self.channels)
         resized = f"@{self.size[0]}x{self.size[1]}-{self.filter}" if self.size is not None else ""
-        return f"{self.architecture}-{digest}{resized}"
+        return f"{self.architecture}-{self.sha256[:8]}{resized}"
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -45,6 +45,18 @@ class Classifier:
     shape: tuple[int, int, int]
     class_names: tuple[str, ...]
 
+    @property
+    def sha256(self) -> str:
+        return _sha256(nn.Sequential(self.body, self.head), self.mean, self.std)
+
+    @property
+    def size(self) -> None:
+        """Images are taken as they are, and are of `shape`."""
+
+    @property
+    def filter(self) -> None:
+        """They are not resized."""
+
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Images [N, C, H, W] in data units to float64 features [N, 64]."""
@@ -68,7 +80,7 @@ def train_classifier(train: ImageDataset, test: ImageDataset, steps: int = 600, 
         raise DataError(f"a classifier needs labels, and {train.name} has none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "classifier") % (1 << 63))
-        body, head = _layers(train.shape, len(train.class_names))
+        body, head = layers(train.shape, len(train.class_names))
         pixels = train.batch(range(min(len(train), 4096))).float()
         mean, std = float(pixels.mean()), float(pixels.std())
         both = nn.Sequential(body, head)
@@ -91,10 +103,14 @@ def train_classifier(train: ImageDataset, test: ImageDataset, steps: int = 600, 
 
 
 def _name(both: nn.Module, mean: float, std: float, shape: tuple[int, int, int]) -> str:
-    return f"cnn64-{weights_hash(both.parameters(), mean, std)}@{shape[1]}x{shape[2]}"
+    return f"cnn64-{_sha256(both, mean, std)[:8]}@{shape[1]}x{shape[2]}"
 
 
-def _layers(shape: tuple[int, int, int], classes: int) -> tuple[nn.Sequential, nn.Linear]:
+def _sha256(both: nn.Module, mean: float, std: float) -> str:
+    return weights_hash(both.parameters(), mean, std)
+
+
+def layers(shape: tuple[int, int, int], classes: int) -> tuple[nn.Sequential, nn.Linear]:
     channels, height, width = shape
     pooled = 64 * ((height + 1) // 2) * ((width + 1) // 2)
     body = nn.Sequential(
@@ -140,7 +156,7 @@ def load_classifier(path: Path, train: ImageDataset) -> Classifier:
             if about["kind"] != KIND or not (fits and names):
                 raise ValueError("it describes something else")
             with torch.device("meta"):  # nothing is allocated for what a file claims before the file has it
-                body, head = _layers((channels, height, width), len(names))
+                body, head = layers((channels, height, width), len(names))
             both = nn.ModuleDict({"body": body, "head": head})
             both.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, assign=True)  # noqa: SIM118
             mean, std, accuracy = (float(about[key]) for key in ("mean", "std", "accuracy"))

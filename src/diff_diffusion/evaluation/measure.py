@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diff_diffusion.evaluation import manifolds
 from diff_diffusion.evaluation.distances import frechet, kernel_distance, sliced_wasserstein
+from diff_diffusion.evaluation.feature_networks import FeatureNetwork
 from diff_diffusion.evaluation.records import GROUPS, Record, Setting, jackknife
 from diff_diffusion.evaluation.score import interval
 
@@ -29,8 +30,15 @@ SHARES: dict[str, Callable[[manifolds.Between], float]] = {
 METRICS = (*DISTANCES, *SHARES)
 
 
+def described(network: FeatureNetwork, n: int, setting: Setting) -> dict[str, Any]:
+    """What is known of all records on a network before any is measured."""
+    resized = network.filter if network.size is not None else None
+    about = {"features": network.name, "sha256": network.sha256, "size": network.size, "filter": resized}
+    return about | {"n": n, "setting": setting}
+
+
 def measured(
-    features: str,
+    network: FeatureNetwork,
     samples: Tensor,
     held_out: Tensor,
     reference: Tensor,
@@ -44,13 +52,14 @@ def measured(
     with n, as their papers do. KID is of features divided by the root mean square of the reference's.
 
     Args:
-        features: the network's name.
+        network: what made the features, for the records.
         samples, held_out: features, float64 [n, D] each, in random order.
         reference: of training images, float64 [M, D], M at least n, in random order.
         only: some of METRICS.
         strata: int64 [n], the class that each sample was asked to be, if any.
     """
     n = len(samples)
+    about = described(network, n, setting)
     # The kernel of KID was made for features of about 1, which those of another network need not be.
     unit = float((reference**2).mean().sqrt()) or 1.0
     records = []
@@ -63,8 +72,8 @@ def measured(
             low, high = max(0.0, min(low, least)), min(1.0, max(high, most))
         elif metric != "KID":  # the one distance that may lie below 0
             low = max(0.0, low)
-        name = f"{metric}-{setting.data}-{features}, n={n}"
-        records.append(Record(name, metric, value, (low, high), floor, metric in SHARES, features, n, size, setting))
+        name = f"{metric}-{setting.data}-{about['features']}, n={n}"
+        records.append(Record(name, metric, value, (low, high), floor, metric in SHARES, reference=size, **about))
 
     for metric, distance in DISTANCES.items():
         if metric in only:

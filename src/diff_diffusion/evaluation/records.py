@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from diff_diffusion.errors import DataError, IncompatibleError
 
+FOLDER, FILE = "evaluation", "record.json"
+"""Where an evaluation is kept, in the folder of the model, and its records in there."""
 GROUPS = 20
 _T = 2.093024
 """Student's 97.5 % quantile with GROUPS - 1 degrees of freedom."""
@@ -58,6 +62,8 @@ class Record:
         floor: the same number for held-out real images in the samples' place, at the same n.
         higher_is_better: else lower is.
         features: the feature network's name, with its input size and resize filter.
+        sha256: of the network, 64 hex digits.
+        size, filter: (height, width) that images were brought to, and how; None where they were taken as they are.
         n, reference: how many samples and how many real images were compared.
         setting: what it depends on beside.
     """
@@ -69,6 +75,9 @@ class Record:
     floor: float
     higher_is_better: bool
     features: str
+    sha256: str
+    size: tuple[int, int] | None
+    filter: str | None
     n: int
     reference: int
     setting: Setting
@@ -86,9 +95,29 @@ class Record:
         try:
             about = dict(stored["setting"])
             about |= {name: tuple(about[name]) for name in ("seeds", "images")}
-            return cls(**stored | {"interval": tuple(stored["interval"]), "setting": Setting(**about)})
+            size = None if stored["size"] is None else tuple(stored["size"])
+            told = {"interval": tuple(stored["interval"]), "size": size, "setting": Setting(**about)}
+            return cls(**stored | told)
         except (TypeError, KeyError) as error:
-            raise DataError(f"this is no record of an evaluation: {error}") from error
+            raise DataError(
+                f"this is no record of an evaluation by this version: {error}. Evaluate that model again"
+            ) from error
+
+    @property
+    def kind(self) -> dict[str, object]:
+        """What two numbers must share to be compared, by what it is called."""
+        return {
+            "metric": self.metric,
+            "features": self.features,
+            "network hash": self.sha256,
+            "input size": self.size,
+            "resize filter": self.filter,
+            "n": self.n,
+            "reference images": self.reference,
+            "image shape": list(self.setting.images),
+            "data": self.setting.fingerprint,
+            "split": self.setting.split,
+        }
 
     def against(self, other: Record) -> Comparison:
         """How this number stands to another of the same kind.
@@ -96,20 +125,12 @@ class Record:
         Raises:
             IncompatibleError: they are not of one metric, feature network, n and data; with what differs.
         """
-        rows = {
-            "metric": (self.metric, other.metric),
-            "features": (self.features, other.features),
-            "n": (self.n, other.n),
-            "reference images": (self.reference, other.reference),
-            "image shape": (list(self.setting.images), list(other.setting.images)),
-            "data": (self.setting.fingerprint, other.setting.fingerprint),
-            "split": (self.setting.split, other.setting.split),
-        }
-        unlike = [f"{what}: {mine} and {yours}" for what, (mine, yours) in rows.items() if mine != yours]
+        theirs = other.kind
+        unlike = [f"{what}: {mine} and {theirs[what]}" for what, mine in self.kind.items() if mine != theirs[what]]
         if unlike:
             raise IncompatibleError(
-                f"{self.name} and {other.name} cannot be compared; they differ in {'; '.join(unlike)}. Evaluate both "
-                "models on the same data with the same -n and --features"
+                f"this cannot be compared with {other.name}; they differ in {'; '.join(unlike)}. Evaluate both models "
+                "on the same data with the same -n and --features, a classifier from the same file"
             )
         apart = self.interval[1] < other.interval[0] or other.interval[1] < self.interval[0]
         gain = (self.value - other.value) * (1.0 if self.higher_is_better else -1.0)
@@ -122,11 +143,44 @@ class Comparison:
 
     Attributes:
         difference: the first's value less the second's.
-        better: "first" or "second", or "neither" where their intervals meet.
+        better: "first" or "second", or "neither" where their intervals overlap.
     """
 
     difference: float
     better: str
+
+
+def read_records(path: Path) -> tuple[Record, ...]:
+    """The records of an evaluation: of its file, of the folder that it is in, or of the run that was evaluated.
+
+    Raises:
+        DataError: no such file, or one that holds no records.
+    """
+    places = (path, path / FILE, path / FOLDER / FILE)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise DataError(f"{path} is no record of an evaluation and has none in it: name {FILE}, its folder, or the run")
+    try:
+        records = tuple(map(Record.from_json, json.loads(file.read_text(encoding="utf-8"))["records"]))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(f"{file} holds no records that can be read: {error}") from error
+    if not records:
+        raise DataError(f"{file} has no distances in it: too few images were compared")
+    return records
+
+
+def side_by_side(mine: Sequence[Record], others: Sequence[Record]) -> list[tuple[Record, Record, Comparison]]:
+    """Each record of one evaluation with the same of another, both with the metrics in the same order.
+
+    Raises:
+        IncompatibleError: some are unlike; with what differs.
+    """
+    if not mine or len(mine) != len(others):
+        raise IncompatibleError(
+            f"{len(mine)} numbers cannot be compared with {len(others)}: evaluate both on the same data with the same "
+            "-n and --features"
+        )
+    return [(one, other, one.against(other)) for one, other in zip(mine, others, strict=True)]
 
 
 def jackknife(statistic: Callable[[Tensor], float], n: int, strata: Tensor | None = None) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.data.survey import Progress
+from diff_diffusion.errors import ConfigError
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.registry import describe
 from diff_diffusion.samplers.grid import Grid
@@ -22,6 +25,8 @@ from diff_diffusion.samplers.sampler import Sampler
 from diff_diffusion.storage.folder import refusals, to_json, to_safetensors, write_file
 
 PART = 64
+KEPT = 2
+"""Sets of samples that stay in a folder: the newest, and one to go back to."""
 
 
 @dataclass
@@ -67,10 +72,39 @@ class Samples:
             if progress is not None:
                 progress(min(first + PART, num), num)
 
+    def share(self, num: int, rank: int, ranks: int, progress: Progress | None = None) -> None:
+        """Draws what of the first `num` samples is this process's among `ranks`: each part `rank` + k · `ranks`.
+
+        Rank 0 then draws whatever is still missing, the last first, so that it waits for nobody and no sample is lost
+        with a process that died; at worst a part is drawn twice.
+
+        Raises:
+            ConfigError: no folder, which is where the processes find each other's samples.
+        """
+        if self.folder is None:
+            raise ConfigError("processes share what they draw through a folder, and these samples have none: name one")
+        firsts = range(0, num, PART)
+        for first in (*firsts[rank::ranks], *(reversed(firsts) if rank == 0 else ())):
+            self._part(first, num)
+            if progress is not None:
+                progress(min(num, PART * sum((self._home / _name(at, num)).exists() for at in firsts)), num)
+
+    def forget_others(self) -> None:
+        """Removes the samples that other models or settings left in the folder, all but those drawn last."""
+        assert self.folder is not None
+        others = [home for home in self.folder.glob("samples-*") if home != self._home]
+        with suppress(OSError):  # another evaluation may be doing the same
+            for old in sorted(others, key=lambda home: home.stat().st_mtime_ns)[: 1 - KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    @property
+    def _home(self) -> Path:
+        assert self.folder is not None
+        return self.folder / f"samples-{self._key}"
+
     def _part(self, first: int, num: int) -> Tensor:
-        last = min(first + PART, num)
-        name = f"{first:07d}-{last:07d}.safetensors"
-        home = None if self.folder is None else self.folder / f"samples-{self._key}"
+        last, name = min(first + PART, num), _name(first, num)
+        home = None if self.folder is None else self._home
         images = self._memory.get(name) if home is None else _read(home / name, last - first)
         if images is None:
             images = self._draw(first, last)
@@ -102,6 +136,10 @@ class Samples:
         )
         # As a picture file holds them: a difference that no file can show must not be measured.
         return drawn.round().clamp(0, 255).to(torch.uint8)
+
+
+def _name(first: int, num: int) -> str:
+    return f"{first:07d}-{min(first + PART, num):07d}.safetensors"
 
 
 def _read(path: Path, count: int) -> Tensor | None:
