@@ -4,38 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import torch
+from tiny import LEARNING, learning
 
 from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.training import loop, train
 
-LEARNED_MAP = {"type": "process/gaussian", "time_map": {"type": "time_map/learned", "num_units": 8}}
-RECIPES: dict[str, dict[str, Any]] = {
-    "loss_aware": {"objective": {"levels": {"type": "levels/loss_aware", "num_bins": 4}}},
-    "learned_uncertainty": {"objective": {"weight": {"type": "weight/learned_uncertainty"}}},
-    "learned_map": {
-        "process": LEARNED_MAP,
-        "target": {"type": "target/linear", "row": "v"},
-        "objective": {"weight": {"type": "weight/vlb"}, "levels": {"type": "levels/uniform"}},
-    },
-}
-
-
-def fresh(name: str) -> DiffusionModel:
-    description = tiny.description(tiny.images(), multipliers=[1])
-    changes = dict(RECIPES[name])
-    description["recipe"]["objective"] |= changes.pop("objective", {})
-    description["recipe"] |= changes
-    return DiffusionModel.from_description(description)
-
 
 def run(name: str, out: Path, stop_at: int | None = None) -> DiffusionModel:
-    model, data, done = fresh(name), tiny.images(), list[int]()
+    model, data, done = learning(name), tiny.images(), list[int]()
     for record in train(
         model, data, out, tiny.settings(steps=14), stop=lambda: stop_at is not None and len(done) + 1 >= stop_at
     ):
@@ -43,9 +24,9 @@ def run(name: str, out: Path, stop_at: int | None = None) -> DiffusionModel:
     return model
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", LEARNING)
 def test_it_learns_and_a_resumed_run_ends_with_the_same_bytes(name: str, tmp_path: Path) -> None:
-    before = {key: value.clone() for key, value in fresh(name).learns.state_dict().items()}
+    before = {key: value.clone() for key, value in learning(name).learns.state_dict().items()}
     assert before
     run(name, tmp_path / "whole")
     run(name, tmp_path / "parts", stop_at=6)
@@ -60,14 +41,14 @@ def test_it_learns_and_a_resumed_run_ends_with_the_same_bytes(name: str, tmp_pat
 def test_a_learned_map_is_refused_where_it_would_change_the_loss() -> None:
     description = tiny.description(tiny.images(), multipliers=[1])
     for objective in ({}, {"weight": {"type": "weight/vlb"}, "levels": {"type": "levels/normal"}}):
-        description["recipe"] |= RECIPES["learned_map"] | {"objective": {"type": "objective/denoising", **objective}}
+        description["recipe"] |= LEARNING["learned_map"] | {"objective": {"type": "objective/denoising", **objective}}
         with pytest.raises(IncompatibleError, match="'vlb' or 'sigmoid'"):
             DiffusionModel.from_description(description)
 
 
 def test_timing_the_precision_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """How often it is tried depends on the clock; what the levels know at step 1 must not."""
-    model, data = fresh("loss_aware"), tiny.images()
+    model, data = learning("loss_aware"), tiny.images()
 
     def tried(device: torch.device, step: Callable[[str], None]) -> tuple[str, float]:
         step("fp32")
@@ -85,6 +66,6 @@ def test_micro_batches_change_no_level(tmp_path: Path) -> None:
     losses = []
     for micro in (8, 4):
         data = tiny.images()
-        records = list(train(fresh("loss_aware"), data, None, tiny.settings(steps=12, micro_batch=micro)))
+        records = list(train(learning("loss_aware"), data, None, tiny.settings(steps=12, micro_batch=micro)))
         losses.append([record.loss for record in records])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -52,6 +52,26 @@ def fresh(data: ImageDataset, preset: str | None = None, seed: int = 0, **networ
     return DiffusionModel.from_description(description(data, preset, **network), seed)
 
 
+LEARNED_MAP = {"type": "process/gaussian", "time_map": {"type": "time_map/learned", "num_units": 8}}
+LEARNING: dict[str, dict[str, Any]] = {  # recipes of which a part learns
+    "loss_aware": {"objective": {"levels": {"type": "levels/loss_aware", "num_bins": 4}}},
+    "learned_uncertainty": {"objective": {"weight": {"type": "weight/learned_uncertainty"}}},
+    "learned_map": {
+        "process": LEARNED_MAP,
+        "target": {"type": "target/linear", "row": "v"},
+        "objective": {"weight": {"type": "weight/vlb"}, "levels": {"type": "levels/uniform"}},
+    },
+}
+
+
+def learning(name: str) -> DiffusionModel:
+    model = description(images(), multipliers=[1])
+    changes = dict(LEARNING[name])
+    model["recipe"]["objective"] |= changes.pop("objective", {})
+    model["recipe"] |= changes
+    return DiffusionModel.from_description(model)
+
+
 def settings(**changes: Any) -> TrainSettings:
     few = {"checkpoint_interval": 4, "eval_interval": 1000, "sample_interval": 1000, "log_interval": 1}
     return TrainSettings(**{"steps": 12, "batch_size": 8, "precision": "fp32", "warmup_steps": 3, **few, **changes})

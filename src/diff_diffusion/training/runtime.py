@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from diff_diffusion.errors import ConfigError, TrainingError
@@ -250,7 +251,7 @@ def joined() -> Iterator[Ranks]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and this process was not told how to find the others: start "
             f"them with torchrun ({error})"
         ) from error
-    store = dist.PrefixStore(f"diff-diffusion/{next(_joinings)}", place)  # what was said in an earlier run is not heard
+    store = PrefixStore(f"diff-diffusion/{next(_joinings)}", place)  # what was said in an earlier run is not heard
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
         yield Ranks(rank, count, store)

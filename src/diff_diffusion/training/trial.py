@@ -243,7 +243,7 @@ class Trial:
         with self.meter.watching():
             files, _ = run.model.files()
             files |= {checkpoint.STATE_TENSORS: storage.to_safetensors(run._moments())}
-        return sum(map(len, files.values())), self.meter.peak
+        return sum(map(storage.size_of, files.values())), self.meter.peak
 
 
 def _fewer_threads(own: int) -> list[int]:
