@@ -6,6 +6,10 @@ import base64
 import html.parser
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,18 +22,21 @@ import tiny
 import torch
 from PIL import Image
 from test_audit import smooth
+from test_outside import Small, exported
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from diff_diffusion.cli import evaluate as command
 from diff_diffusion.cli.app import app
-from diff_diffusion.data import ImageDataset
-from diff_diffusion.errors import ConfigError, DiffusionError, IncompatibleError
+from diff_diffusion.data import ImageDataset, load_image_dataset
+from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, IncompatibleError
 from diff_diffusion.evaluation import samples as module
 from diff_diffusion.evaluation.evaluate import evaluate
-from diff_diffusion.evaluation.feature_networks import ModuleFeatures
-from diff_diffusion.evaluation.features import Classifier, train_classifier
+from diff_diffusion.evaluation.feature_networks import ModuleFeatures, Pixels
+from diff_diffusion.evaluation.features import Classifier, save_classifier, train_classifier
 from diff_diffusion.evaluation.findings import Evaluation
+from diff_diffusion.evaluation.measure import METRICS
+from diff_diffusion.evaluation.outside import onnx_features
 from diff_diffusion.evaluation.report import report, write_report
 from diff_diffusion.evaluation.samples import Samples
 from diff_diffusion.models import DiffusionModel
@@ -167,6 +174,19 @@ def test_features_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.records[0].against(found.records[0]).better == "neither"
 
 
+def test_pixels_are_features_and_the_audit_sees_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances on pixels alone; copies are sought by pixels and by a network, as ever."""
+    pretending(monkeypatch, fresh)
+    model = tiny.fresh(PLAIN)
+    found, plain = (evaluate(model, PLAIN, 64, features=of) for of in (Pixels(PLAIN.shape), None))
+    assert [record.metric for record in found.records] == list(METRICS)
+    assert {record.features for record in found.records} == {"pixels@8x8"}
+    assert found.records[2] == plain.records[-1]
+    assert found.audit == plain.audit
+    with pytest.raises(IncompatibleError, match="features: pixels@8x8 and random"):
+        evaluate(model, PLAIN, 64, features=Pixels(PLAIN.shape), against=plain.records)
+
+
 def test_few_images_have_no_distances_but_an_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     few = dataset(20, 0, labelled=False)
     rows = few.split()[0]
@@ -242,6 +262,63 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert torch.equal(next(samples(tmp_path).parts(150)), whole[:64])
     assert calls[8:] == [64]
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_processes_share_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each draws its own; the first draws what is missing in the end, from the back, and nothing twice."""
+    calls = pretending(monkeypatch, fresh)
+    whole = torch.cat(list(samples(None).parts(300)))
+    calls.clear()
+    samples(tmp_path).share(300, 1, 3)
+    assert sorted(path.name[:7] for path in tmp_path.rglob("0*")) == ["0000064", "0000256"]
+    seen = list[tuple[int, int]]()
+    samples(tmp_path).share(300, 0, 3, lambda *done: seen.append(done))  # the third never came
+    assert calls == [64, 44, 64, 64, 64]
+    assert seen[0] == (192, 300)
+    assert seen[-1] == (300, 300)
+    assert torch.equal(torch.cat(list(samples(tmp_path).parts(300))), whole)
+    assert len(calls) == 5
+    samples(tmp_path).share(300, 2, 3)
+    assert len(calls) == 5
+    with pytest.raises(ConfigError, match="through a folder"):
+        samples(None).share(300, 0, 2)
+
+
+def test_the_first_of_two_begins_at_the_back_of_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    pretending(monkeypatch, lambda num, labels, seed: (seeds.append(seed - 3), fresh(num, labels, seed))[1])
+    samples(tmp_path).share(320, 0, 2)
+    assert seeds == [0, 128, 256, 192, 64]
+
+
+def test_only_two_sets_of_samples_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretending(monkeypatch, fresh)
+    (tmp_path / "judge-猫.safetensors").write_bytes(b"")
+    for age, seed in enumerate((30, 10, 20, 40)):
+        one = samples(tmp_path, seed=seed)
+        list(one.parts(2))
+        os.utime(one._home, ns=(age, age))
+    mine = samples(tmp_path, seed=10)
+    mine.forget_others()
+    left = {path.name for path in tmp_path.glob("samples-*")}
+    assert left == {mine._home.name, samples(tmp_path, seed=40)._home.name}
+    mine.forget_others()
+    assert len(list(tmp_path.glob("samples-*"))) == 2
+    assert (tmp_path / "judge-猫.safetensors").exists()
+
+
+def test_an_evaluation_forgets_older_samples(
+    judge: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretending(monkeypatch, fresh)
+    for age in range(1, 4):
+        (tmp_path / f"samples-{age}").mkdir()
+        os.utime(tmp_path / f"samples-{age}", ns=(age, age))
+    evaluate(tiny.fresh(DATA), DATA, 20, judge=judge, folder=tmp_path)
+    assert len(list(tmp_path.glob("samples-*"))) == 2
+    assert (tmp_path / "samples-3").exists()
 
 
 def test_samples_are_those_of_the_model_whatever_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,25 +399,179 @@ def test_the_report_is_one_file_that_needs_no_network(
     assert report(found) == text
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An untrained model: it runs, warns, tells the same as JSON, and keeps judge and samples for the next time."""
-    monkeypatch.setattr(command, "train_classifier", partial(train_classifier, steps=20))
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images in two classes, 图, an untrained model of them, and a judge."""
+    home = tmp_path_factory.mktemp("评估")
     data = tiny.images(count=240, classes=2)
     for i, image in enumerate(data):
-        home = tmp_path / "图" / data.class_names[int(data.labels[i])]  # type: ignore[index]
-        home.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(home / f"{i}.png")
-    tiny.fresh(data).save(tmp_path / "model")
-    arguments = ["evaluate", str(tmp_path / "model"), "--data", str(tmp_path / "图"), "-n", "70"]
-    told = CliRunner().invoke(app, arguments)
-    assert told.exit_code == 0, told.output
-    home = tmp_path / "model" / "evaluation"
-    assert "WARNING: " in told.stdout
-    assert "FD-图-cnn64-" in told.stdout
-    assert str(home / "report.html") in told.stdout
-    before = {path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")}
+        place = home / "图" / data.class_names[int(data.labels[i])]  # type: ignore[index]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place / f"{i}.png")
+    tiny.fresh(data).save(home / "model")
+    train, held_out = load_image_dataset(str(home / "图"), size=8).split()
+    save_classifier(train_classifier(train, held_out, steps=20), train, home / "judge.safetensors")
+    return home
+
+
+@pytest.fixture
+def model(home: Path, tmp_path: Path) -> Path:
+    """A copy of the model that has not been evaluated."""
+    return Path(shutil.copytree(home / "model", tmp_path / "model"))
+
+
+def words(home: Path, model: Path, *more: str) -> list[str]:
+    judge = ["--judge", str(home / "judge.safetensors")]
+    return ["evaluate", str(model), "--data", str(home / "图"), "-n", "70", *judge, *more]
+
+
+def told(*arguments: str, code: int = 0) -> Any:
+    """What a command says, checked for its exit code."""
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+def test_the_command(home: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained model: it runs, warns, tells the same as JSON, and keeps judge and samples for the next time."""
+    monkeypatch.setattr(command, "train_classifier", partial(train_classifier, steps=20))
+    arguments = ["evaluate", str(model), "--data", str(home / "图"), "-n", "70"]
+    said = told(*arguments).stdout
+    kept = model / "evaluation"
+    assert "WARNING: " in said
+    assert "FD-图-cnn64-" in said
+    assert str(kept / "report.html") in said
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")}
     assert len(before) == 3
-    again = CliRunner().invoke(app, [*arguments, "--json", "--judge", str(next(home.glob("judge-*")))])
-    assert json.loads(again.stdout)["records"] == json.loads((home / "record.json").read_text())["records"]
-    assert {path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")} == before
-    DiffusionModel.load(tmp_path / "model")  # and the model folder is as whole as before
+    again = json.loads(told(*arguments, "--json", "--judge", str(next(kept.glob("judge-*")))).stdout)
+    assert again["records"] == json.loads((kept / "record.json").read_text())["records"]
+    assert "against" not in again
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")} == before
+    DiffusionModel.load(model)  # and the model folder is as whole as before
+
+
+def test_features_by_name_or_file(home: Path, model: Path, tmp_path: Path) -> None:
+    """The main network of the records is the one that was asked for, and the judge still tells classes."""
+    path = tmp_path / "网络.onnx"
+    path.write_bytes(exported(Small(), ("n", 3, 8, 8)))
+    expected = {
+        "judge": "cnn64-",
+        "random": "random-cnn-",
+        "pixels": "pixels@8x8",
+        str(path): f"{onnx_features(path).name}",
+        str(home / "judge.safetensors"): "cnn64-",
+    }
+    for what, name in expected.items():
+        found = json.loads(told(*words(home, model, "--features", what, "--json")).stdout)
+        metrics = [record["metric"] for record in found["records"]]
+        assert metrics == [*METRICS, "SW"][: 7 if what == "pixels" else 8]
+        assert found["records"][0]["features"].startswith(name)
+        assert len(found["records"][0]["sha256"]) == 64
+        assert found["judge"][0].startswith("cnn64-")
+        assert len(found["classes"]) == 2
+        resized = {str(path): ([8, 8], "bicubic"), "pixels": ([8, 8], None)}.get(what, (None, None))
+        assert (found["records"][0]["size"], found["records"][0]["filter"]) == resized
+
+
+def test_features_that_are_not_there_are_said(
+    home: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for what, error, said in (
+        ("inceptoin", ConfigError, "judge, random, pixels, inception, or a file"),
+        (str(tmp_path / "无.onnx"), CheckpointError, "无.onnx is no ONNX file"),
+        (str(tmp_path / "no.safetensors"), CheckpointError, "is no classifier"),
+    ):
+        found = CliRunner().invoke(app, words(home, model, "--features", what)).exception
+        assert isinstance(found, error)
+        assert said in str(found)
+    for image in (home / "图").rglob("*.png"):
+        (tmp_path / "平").mkdir(exist_ok=True)
+        shutil.copy(image, tmp_path / "平")
+    tiny.fresh(tiny.images(classes=0)).save(tmp_path / "plain")
+    arguments = ["evaluate", str(tmp_path / "plain"), "--data", str(tmp_path / "平"), "--features", "judge"]
+    found = CliRunner().invoke(app, arguments).exception
+    assert "needs classes" in str(found)
+    assert not (tmp_path / "plain" / "evaluation").exists()
+    assert not (model / "evaluation").exists()  # nothing was drawn for any of them
+
+
+def test_against_another_evaluation(home: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A darker model stands beside this one; unlike ones are refused before anything is drawn."""
+    told(*words(home, model))
+    other = Path(shutil.copytree(home / "model", tmp_path / "other"))
+    bright = lambda num, labels, seed: 200 + fresh(num, labels, seed) % 30  # noqa: E731
+    pretending(monkeypatch, bright)
+    said = told(*words(home, other, "--against", str(model))).stdout
+    table = said[said.index(f"against {model}") :].splitlines()
+    assert table[0].split()[-3:] == ["this", "that", "difference"]
+    mine, theirs = (
+        json.loads((place / "evaluation" / "record.json").read_text())["records"] for place in (other, model)
+    )
+    for line, one, two in zip(table[1:9], mine, theirs, strict=True):
+        assert line.startswith(one["name"])
+        apart = one["interval"][1] < two["interval"][0] or two["interval"][1] < one["interval"][0]
+        assert f"{one['value'] - two['value']:+.4g}" in line
+        assert line.endswith("overlap") != apart
+    assert any(line.endswith("worse") for line in table)
+    told_again = json.loads(told(*words(home, other, "--json", "--against", str(model / "evaluation"))).stdout)[
+        "against"
+    ]
+    assert told_again["of"] == str(model / "evaluation")
+    first = told_again["numbers"][-1]
+    assert first["name"] == "SW-图-pixels@8x8, n=24"
+    assert first["difference"] == first["value"] - first["other"]
+    assert (first["overlap"], first["better"]) == (False, "second")
+
+    shutil.rmtree(other / "evaluation")
+    for change in (["--features", "random"], ["-n", "20"]):
+        found = CliRunner().invoke(app, words(home, other, *change, "--against", str(model))).exception
+        assert isinstance(found, IncompatibleError)
+        assert ("network hash: " if len(change[1]) > 2 else "n: 20 and 24") in str(found)
+    assert not (other / "evaluation").exists()
+
+
+def test_processes_draw_together_what_one_draws_alone(
+    home: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte; the second draws its parts and says nothing. Where it never came, the first does all."""
+    arguments = words(home, model)
+    arguments[arguments.index("70")] = "200"
+    place = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    second = subprocess.run(
+        [sys.executable, "-m", "diff_diffusion", *arguments], env=os.environ | place, capture_output=True, timeout=100
+    )
+    assert (second.returncode, second.stdout, second.stderr) == (0, b"", b"")
+    parts = lambda: sorted(path.name[:7] for path in (model / "evaluation").rglob("0*"))  # noqa: E731
+    assert parts() == ["0000064", "0000192"]
+    assert not (model / "evaluation" / "record.json").exists()
+    records = []
+    for count in (2, 2, 1):
+        for name, value in {"WORLD_SIZE": str(count), "RANK": "0", "LOCAL_RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
+        told(*arguments)
+        assert parts() == ["0000000", "0000064", "0000128", "0000192"]
+        records.append((model / "evaluation" / "record.json").read_bytes())
+        model = Path(shutil.copytree(home / "model", tmp_path / str(len(records))))
+        arguments[1] = str(model)
+    assert records[0] == records[1] == records[2]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"RANK": None}, {"RANK": "2"}, {"RANK": "-1"}, {"WORLD_SIZE": "两"}, {"LOCAL_RANK": ""}]
+)
+def test_a_place_that_is_none_is_refused(wrong: dict[str, str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | wrong).items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="start them with torchrun"):
+        command.place()
+
+
+def test_a_place_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert command.place() == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert command.place() == (0, 1)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert command.place() == (3, 4)
