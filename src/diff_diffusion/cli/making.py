@@ -50,11 +50,15 @@ def train(
     classifier: Classifier = False,
     unconditional: Unconditional = False,
     text_encoder: TextEncoder = None,
+    no_audit: Annotated[
+        bool, typer.Option("--no-audit", help="Do not search for copies of training images at the end.")
+    ] = False,
 ) -> None:
     """Train a model on a folder of images (or `digits`).
 
     Looks at the data first and says what it found, chooses the model's size from them, trains, and keeps checkpoints.
-    Ctrl-C saves and stops; the same command goes on, to the same final weights as if it had never stopped.
+    Ctrl-C saves and stops; the same command goes on, to the same final weights as if it had never stopped. At the end
+    of a run on at most 2,000 images some samples are held against them all, and copies are warned of.
 
     Captions, classes, numbers, masks and other images in a metadata.csv, .jsonl or .parquet, or captions in .txt files
     beside the images, become what the model can be asked for. `data inspect` shows how they are read; --set
@@ -83,6 +87,7 @@ def train(
         classifier,
         unconditional,
         text_encoder,
+        not no_audit,
     )
 
 

@@ -19,6 +19,8 @@ from diff_diffusion.cli.console import TrainingLine, count_progress, duration
 from diff_diffusion.core.targets import LearnedVariance
 from diff_diffusion.data import ImageDataset, load_image_dataset
 from diff_diffusion.errors import ConfigError, DataError, DiffusionError, listed
+from diff_diffusion.evaluation.copies import SMALL, affordable, look_for_copies
+from diff_diffusion.evaluation.records import FOLDER
 from diff_diffusion.models import DiffusionModel, Model, NoisyClassifier
 from diff_diffusion.sizing import describe_classifier, describe_for_data
 from diff_diffusion.training import TrainSettings, planning, train
@@ -129,6 +131,7 @@ def _run(
     classifier: bool = False,
     unconditional: bool = False,
     text_encoder: Path | None = None,
+    audit: bool = True,
 ) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must be a folder, new or of a run to go on with")
@@ -146,6 +149,8 @@ def _run(
     asked = (steps, minutes, size, seed, preset, sets, config, classifier, unconditional, text_encoder)
     with ranks.first_then_others():  # what the first found out about every image, the others read in its index
         ready = prepared(data, *asked, quiet=not ranks.first)
+    if not audit and ready.description["type"] != "model/diffusion":
+        raise ConfigError("--no-audit leaves out a search among samples, and this model draws none: leave it out")
     train_split, held_out, settings = ready.train_split, ready.held_out, ready.settings
     for line in ready.report:
         typer.echo(line, err=dry_run)
@@ -176,12 +181,28 @@ def _run(
         typer.echo(f"stopped at step {record.step}; saved in {out}. The same command goes on from there")
         return
     typer.echo(f"done at step {record.step}; saved in {out}")
+    if audit and ranks.first and isinstance(model, DiffusionModel):
+        search(model, train_split, held_out, out)
     if isinstance(model, NoisyClassifier):
         label = shlex.quote(model.class_names[0])
         typer.echo(f"now: diff-diffusion sample RUN --classifier {out} --label {label} --guidance 3")
         typer.echo("     where RUN is a model of the same data, such as one that was trained with --unconditional")
     else:
         typer.echo(f"now: diff-diffusion sample {out} -n 16 --out samples")
+
+
+def search(model: DiffusionModel, train_split: ImageDataset, held_out: ImageDataset, out: Path) -> None:
+    """Whether the model copies its training images; where they are few, and the run was long enough to afford it."""
+    num = affordable(model, model.facts["images seen"])
+    if not num or len(train_split) > SMALL:
+        return
+    try:
+        found = look_for_copies(model, train_split, held_out, num)
+        picture = found.write(out / FOLDER)
+    except DiffusionError as error:  # the run is whole without it
+        typer.echo(f"not searched for copies of training images: {error}")
+        return
+    typer.echo(f"{'WARNING: ' if found.audit.copies else ''}{found.audit.verdict}; the closest pairs are {picture}")
 
 
 def batch_for(shape: tuple[int, int, int]) -> int:

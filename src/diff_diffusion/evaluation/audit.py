@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from diff_diffusion.data import ImageDataset
@@ -13,6 +14,7 @@ from diff_diffusion.data.survey import Progress
 from diff_diffusion.errors import DataError
 from diff_diffusion.evaluation.feature_networks import FeatureNetwork
 from diff_diffusion.evaluation.score import interval
+from diff_diffusion.pictures import sheet
 
 QUANTILE = 0.01
 FEW, MANY = 100, 2000
@@ -166,6 +168,12 @@ def nearest_training(
         if progress is not None:
             progress(last, len(train))
     return [Nearest(*found) for found in zip(best, which, strict=True)]
+
+
+def pairs_sheet(closest: Tensor, found: Audit, train: ImageDataset) -> Image:
+    """The samples of `found.pairs`, uint8 [pairs, C, H, W], over their nearest training images."""
+    copied = train.batch([index for _, index, _ in found.pairs])
+    return sheet(torch.cat([closest, copied]), len(found.pairs), labels=["sample", "training"])
 
 
 def _percent(share: float) -> str:
