@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from diff_diffusion.tensors import TensorSpec, expand, maths, mean_flat
+from diff_diffusion.tensors import TensorSpec, expand, finite, maths, mean_flat
 
 DOMAINS = {
     "sqrt": (0.0, 1e6),
@@ -83,3 +83,18 @@ def test_mean_flat_is_a_mean_per_sample() -> None:
 
 def test_a_spec_reads_as_a_shape_and_a_range() -> None:
     assert str(TensorSpec((3, 8, 8), 0.0, 255.0)) == "[3, 8, 8] in [0, 255]"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_seen(bad: float) -> None:
+    x = torch.zeros(3, 1000)
+    assert finite(x)
+    x[2, 617] = bad
+    assert not finite(x)
+
+
+def test_infinities_that_cancel_are_seen_and_a_sum_that_overflows_is_finite() -> None:
+    assert not finite(torch.tensor([math.inf, -math.inf]))
+    assert finite(torch.full((10,), 3e38))
+    assert finite(torch.zeros(0))
+    assert finite(torch.tensor([True, True]))

@@ -103,7 +103,7 @@ def open_all(report: Path) -> None:
     """Opens every case, and writes what happened: [place, value, what, seconds, MiB]."""
     model = tiny.fresh(tiny.images(), multipliers=[1])
     files, config = model.files()
-    tensors = safetensors.torch.load(files["model.safetensors"])
+    tensors = safetensors.torch.load(b"".join(files["model.safetensors"]))
     good, rows = describe(model), []
     for place, value in CASES:
         manifest = at(config, place, value)

@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,6 +28,7 @@ from diff_diffusion.registry import build, describe
 from diff_diffusion.rng import Noise, derive
 from diff_diffusion.storage import folder as storage
 from diff_diffusion.storage.card import card
+from diff_diffusion.tensors import finite
 
 if TYPE_CHECKING:
     from diff_diffusion.data import ImageDataset
@@ -177,6 +179,29 @@ class Model(nn.Module, ABC):
         mine = self.conditioner.parts if self.conditioner is not None else ()
         return {name: cond[name] for name in mine if name in cond} or None
 
+    def even(self, num: int, *names: str) -> dict[str, list[str]]:
+        """What to ask of `num` samples so that classes come equally often, in whatever shares they were trained on.
+
+        All combinations of the classes of these conditions in turn: of a number of samples that they divide, each is
+        asked for exactly as often. `model.sample(100, cond=model.even(100, "label"))`.
+
+        Args:
+            names: of conditions that are classes; all of them when left out.
+
+        Raises:
+            ConfigError: the model is asked for no such class.
+        """
+        parts = self.conditioner.parts if self.conditioner is not None else {}
+        classes = {name: part.names for name, part in parts.items() if isinstance(part, ClassLabel)}
+        unknown = [name for name in names if name not in classes]
+        if unknown or not classes:
+            knows = f"its classes are {listed(classes)}" if classes else "it is asked for none"
+            raise ConfigError(f"{listed(unknown) or 'classes'} cannot be evened out: {knows}")
+        chosen = list(dict.fromkeys(names or classes))
+        combinations = list(product(*(classes[name] for name in chosen)))
+        rows = (combinations[i % len(combinations)] for i in range(num))
+        return {name: list(values) for name, values in zip(chosen, zip(*rows, strict=True), strict=True)}
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode (no dropout) inside, what it was outside."""
@@ -199,19 +224,19 @@ class Model(nn.Module, ABC):
             raise ConfigError(f"this describes a {type(model).__name__}, and a {cls.__name__} is needed here")
         return model
 
-    def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
-        """What a model folder holds: its files and the manifest's entries."""
+    def files(self) -> tuple[dict[str, storage.Content], dict[str, Any]]:
+        """What a model folder holds: its files, of which the weights' are views of the model, and the manifest's
+        entries."""
         raw = self.state_dict()
-        # Copies, because safetensors refuses tensors that share memory; buffers have no average.
-        tensors = {f"ema/{name}": value.clone() for name, value in (raw | (self.ema or {})).items()}
+        tensors = {f"ema/{name}": value for name, value in (raw | (self.ema or {})).items()}  # buffers have no average
         tensors |= {f"raw/{name}": value for name, value in raw.items()}
-        bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
+        bad = [name for name, value in tensors.items() if not finite(value)]
         if bad:
             raise CheckpointError(f"refusing to write weights that are not finite: {listed(bad, 4)}")
         description = describe(self)
         facts = self.facts | {"parameters": self.num_parameters}
         asked = self.conditioner.summary() if self.conditioner is not None else []
-        files = {
+        files: dict[str, storage.Content] = {
             WEIGHTS: storage.to_safetensors(tensors),
             "facts.json": storage.to_json(facts),
             "README.md": card(str(facts.get("name", "model")), description, facts, asked).encode(errors="replace"),
