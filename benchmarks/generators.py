@@ -1,14 +1,13 @@
 """A diffusion model, a GAN and a VAE on the same images, with as many parameters and as long a training.
 
     python benchmarks/generators.py [--minutes 4] [--only gan,vae] [--seeds 0,1,2]
-    python benchmarks/generators.py --choose
 
 Fashion-MNIST where it is installed, else scikit-learn's digits. Every contestant trains on one thread for so many
 minutes of the processor's time, so that a busy machine favours none; then n samples of each are judged by one
-classifier of the real training images. Each training is kept in runs/bench/generators as soon as it is judged, so
-several processes may share the work by --only and --seeds; without these what is missing is done, and
-results/generators.json, docs/images/generators.png and the tables of docs/compare.md are written. --choose trains with
-three learning rates each on a seed of its own. Other minutes or n than the defaults are only printed.
+classifier of the real training images. Learning rates, and the GAN's γ, are chosen first, on a seed of their own. Each
+training is kept in runs/bench/generators as soon as it is judged, so several processes may share the work by --only and
+--seeds; without these what is missing is done, and results/generators.json, docs/images/generators.png and the tables
+of docs/compare.md are written. Other minutes or n than the defaults are only printed.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ SMALL = {"width": 16, "multipliers": [1, 2, 4], "depth": 1, "attention": [4]}
 """The U-Net for 28 × 28; the default would take 50 steps in 4 minutes."""
 WIDTHS = {28: 32, 8: 32}
 """Of the rivals' first layer, by the images' side: with it they have the U-Net's number of parameters."""
-SETTINGS: dict[str, dict[str, float]] = {
-    "ours": {"batch_size": 64, "lr": 1e-3},
-    "gan": {"batch_size": 64, "lr": 6e-4, "gamma": 1.0},
-    "vae": {"batch_size": 128, "lr": 1e-3},
+TRIED: dict[str, list[dict[str, float]]] = {
+    "ours": [{"batch_size": 64, "lr": lr} for lr in (3e-4, 1e-3, 3e-3)],
+    "gan": [{"batch_size": 64, "lr": lr, "gamma": gamma} for gamma in (0.1, 1.0) for lr in (2e-4, 6e-4, 2e-3)],
+    "vae": [{"batch_size": 128, "lr": lr} for lr in (3e-4, 1e-3, 3e-3)],
 }
-"""As --choose chose them."""
+"""Settings that each contestant's own are chosen from, by the Fréchet distance after a quarter of the minutes."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,8 @@ def key(
     """All that a training and its numbers depend on, and what its files are called."""
     asked = {"contestant": name, "seed": seed, **how, "minutes": minutes, "n": n, "steps of ours": list(STEPS)}
     asked |= {"data": real.fingerprint(), "judge": judge.classifier.name, "torch": torch.__version__}
-    rate = f"-{how['lr']:g}" if seed == CHOOSING else ""
-    return asked, f"{name}-{seed}{rate}-{minutes:g}min-n{n}"
+    which = "".join(f"-{how[key]:g}" for key in ("lr", "gamma") if key in how) if seed == CHOOSING else ""
+    return asked, f"{name}-{seed}{which}-{minutes:g}min-n{n}"
 
 
 def kept(*asked: Any) -> dict[str, Any] | None:
@@ -218,19 +217,15 @@ def judged(real: ImageDataset, held_out: ImageDataset, n: int) -> Judge:
     return Judge(classifier, features, held_out.batch(rows))
 
 
-def choices(
-    name: str, minutes: float, n: int, real: ImageDataset, judge: Judge, only_kept: bool = False
-) -> list[dict[str, Any]]:
-    """Trainings with a third and three times the learning rate as well, on a seed of their own; those on disk alone if
-    `only_kept`.
-    """
-    found = []
-    for lr in (SETTINGS[name]["lr"] / 3, SETTINGS[name]["lr"], SETTINGS[name]["lr"] * 3):
-        how = {**SETTINGS[name], "lr": float(f"{lr:.2g}")}
-        asked = (name, CHOOSING, how, minutes / 4, n, real, judge)
-        if not only_kept or kept(*asked) is not None:
-            found.append(part(*asked))
-    return found
+def choices(name: str, minutes: float, n: int, real: ImageDataset, judge: Judge) -> list[dict[str, Any]]:
+    """The trainings that a contestant's settings are chosen by: a quarter of the minutes, half the samples."""
+    return [part(name, CHOOSING, how, minutes / 4, max(8, n // 2), real, judge) for how in TRIED[name]]
+
+
+def chosen(tried: list[dict[str, Any]]) -> dict[str, float]:
+    """The settings of the training with the least Fréchet distance."""
+    best = min(tried, key=lambda told: float("inf") if told["diverged"] else told["drawn"][0]["FD"])
+    return {key: best["asked"][key] for key in ("batch_size", "lr", "gamma") if key in best["asked"]}
 
 
 def picture(real: ImageDataset) -> None:
@@ -249,7 +244,6 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=N, help="samples that are judged")
     parser.add_argument("--only", default=",".join(PARTS), help="contestants: " + ", ".join(PARTS))
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
-    parser.add_argument("--choose", action="store_true", help="three learning rates each, a quarter of the minutes")
     arguments = parser.parse_args()
     names, seeds = arguments.only.split(","), [int(seed) for seed in arguments.seeds.split(",")]
     if not set(names) <= set(PARTS):
@@ -258,18 +252,15 @@ def main() -> None:
     real, held_out = data()
     judge = judged(real, held_out, min(arguments.n, len(held_out)))
     n = len(judge.held_out)
-    if arguments.choose:
-        for name in names:
-            choices(name, arguments.minutes, n, real, judge)
-        return
-    parts = [part(name, seed, SETTINGS[name], arguments.minutes, n, real, judge) for seed in seeds for name in names]
+    minutes = arguments.minutes
+    tried = {name: choices(name, minutes, n, real, judge) for name in names}
+    parts = [part(name, seed, chosen(tried[name]), minutes, n, real, judge) for seed in seeds for name in names]
     if names != list(PARTS) or tuple(seeds) != SEEDS:
         return
-    tried = [one for name in names for one in choices(name, arguments.minutes, n, real, judge, only_kept=True)]
-    about = {"data": real.name, "images": len(real), "minutes": arguments.minutes, "n": n}
+    about = {"data": real.name, "images": len(real), "minutes": minutes, "n": n}
     about |= {"judge": judge.classifier.name, "accuracy": judge.classifier.test_accuracy}
-    found = outcome(parts, tried, about, judge.of(judge.held_out))
-    if (arguments.minutes, arguments.n) == (MINUTES, N):
+    found = outcome(parts, [one for name in names for one in tried[name]], about, judge.of(judge.held_out))
+    if (minutes, arguments.n) == (MINUTES, N):
         picture(real)
         found.write()
         write_page()
