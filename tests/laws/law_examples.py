@@ -41,10 +41,22 @@ ENCODER = {
     "attention": [2],
     "head_width": 8,
 }
+CONV = {"channels": 2, "codes_out": 6, "codes_in": 3, "width": 8, "multipliers": [1, 2], "depth": 1}
+PIXELS = {"type": "codec/affine", "shape": [2, 4, 6], "mean": [3.5, 100.25], "std": [1.0, 64.1]}
 
 EXAMPLES: dict[str, list[Description]] = {
+    "autoencoder/conv": [CONV, CONV | {"dims": 1}, CONV | {"dims": 3}, CONV | {"attention": True, "depth": 2}],
     "classifier/unet_encoder": [ENCODER, {**ENCODER, "multipliers": [1, 2, 1], "depth": 2, "attention": []}],
     "codec/affine": [{"shape": [2, 4, 5], "mean": [3.5, 100.25], "std": [1.0, 64.1]}],
+    "codec/autoencoded": [
+        {
+            "network": {"type": "autoencoder/conv", **CONV},
+            "bottleneck": {"type": "bottleneck/kl", "channels": 3},
+            "pixels": PIXELS,
+            "mean": [0.5, -0.25, 0.0],
+            "std": [1.5, 0.75, 2.0],
+        }
+    ],
     "condition/class": [{"names": ["chat", "猫"], "width": 6}],
     "condition/frozen_text": [
         {
@@ -90,6 +102,19 @@ EXAMPLES: dict[str, list[Description]] = {
         {"start": 0.6},
         {"start": 1.0, "grid": {"type": "grid/leading"}},
         {"start": 0.45, "grid": {"type": "grid/restart"}},
+    ],
+    "model/autoencoder": [
+        {
+            "network": {"type": "autoencoder/conv", **CONV, "codes_out": size},
+            "codec": PIXELS,
+            "bottleneck": bottleneck,
+            "reconstruction": {"type": "objective/reconstruction", "shape": "gauss", "rate": 0.5},
+        }
+        for size, bottleneck in [
+            (6, {"type": "bottleneck/kl", "channels": 3}),
+            (3, {"type": "bottleneck/vq", "size": 7, "channels": 3}),
+            (3, {"type": "bottleneck/fsq", "levels": [3, 4, 5]}),
+        ]
     ],
     "model/classifier": [
         {

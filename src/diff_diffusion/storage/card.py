@@ -7,6 +7,16 @@ from typing import Any
 
 from diff_diffusion.registry import build
 
+KINDS = {
+    "model/autoencoder": ("An autoencoder", "info {name}"),
+    "model/classifier": (
+        "A classifier that knows noise",
+        "sample MODEL --classifier {name} --label LABEL --guidance 3",
+    ),
+    "model/diffusion": ("A diffusion model", "sample {name} -n 16 --out samples"),
+}
+"""What a model of each type is, and the command to begin with."""
+
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
@@ -19,18 +29,19 @@ def _value(value: Any) -> str:
 def card(name: str, model: Mapping[str, Any], facts: Mapping[str, Any], asked: Sequence[str] = ()) -> str:
     """Markdown: what the model is, what it was trained on, what it is asked for, how to sample it or by it."""
     recipe = model.get("recipe")
-    process = recipe["process"] if recipe else model["process"]
-    parts = {
-        "network": f"{model['network']['type']}, {facts.get('parameters', 0):,} parameters",
-        "process": f"{process['time_map']['type']}, scaling {process['scaling']}",
-        "sample shape": " × ".join(map(str, model["codec"]["shape"])),
-    }
-    what, command = "A classifier that knows noise", f"sample MODEL --classifier {name} --label LABEL --guidance 3"
+    process = recipe["process"] if recipe else model.get("process")
+    codec = model["codec"]
+    parts = {"network": f"{model['network']['type']}, {facts.get('parameters', 0):,} parameters"}
+    if process:
+        parts["process"] = f"{process['time_map']['type']}, scaling {process['scaling']}"
+    parts["sample shape"] = " × ".join(map(str, codec.get("pixels", codec)["shape"]))
+    what, command = KINDS.get(model["type"], KINDS["model/diffusion"])
     if recipe:
-        what, command = "A diffusion model", f"sample {name} -n 16 --out samples"
         steps = build(recipe["grid"]).num_steps  # which a grid made from a grid does not store
         parts["target"] = recipe["target"].get("row", recipe["target"]["type"])
         parts["sampler"] = f"{recipe['sampler']['type']} on {recipe['grid']['type']}, {steps} steps"
+    if "bottleneck" in model:
+        parts["bottleneck"] = model["bottleneck"]["type"]
     if asked:
         parts["asked for" if recipe else "tells"] = "; ".join(asked)
     flat = {key.replace("_", " "): value for key, value in facts.items() if not isinstance(value, dict)}
@@ -40,7 +51,7 @@ def card(name: str, model: Mapping[str, Any], facts: Mapping[str, Any], asked: S
         f"{what}, made with diff-diffusion.",
         "",
         "```sh",
-        f"diff-diffusion {command}",
+        f"diff-diffusion {command.format(name=name)}",
         "```",
         "",
         "| part | value |",

@@ -1,0 +1,139 @@
+"""Autoencoder: data as small latents and back; the first stage of latent diffusion, and a VAE that draws by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from diff_diffusion.codecs.affine import Affine
+from diff_diffusion.codecs.autoencoded import Autoencoded
+from diff_diffusion.codecs.bottleneck import Bottleneck, Passed, Tokens
+from diff_diffusion.cond import Cond
+from diff_diffusion.conditions.conditions import Conditions
+from diff_diffusion.errors import IncompatibleError
+from diff_diffusion.models.model import Model
+from diff_diffusion.networks.autoencoder import ConvAutoencoder
+from diff_diffusion.objectives.denoising import Loss
+from diff_diffusion.objectives.reconstruction import Reconstruction, Width
+from diff_diffusion.registry import register
+from diff_diffusion.rng import Noise, derive
+
+if TYPE_CHECKING:
+    from diff_diffusion.data import ImageDataset
+
+BATCH, MAX_IMAGES, MAX_FITTED = 64, 512, 10_000
+
+
+@register("model/autoencoder")
+class Autoencoder(Model):
+    """p(x | z) around what a decoder makes of a latent z, and an encoder that finds the latent.
+
+    Args:
+        network: with `encode` and `decode`, whose channels are the bottleneck's.
+        codec: from data units to what the network works on.
+        bottleneck: what a latent is: Gaussian, or one of a finite number of codes.
+        reconstruction: what it learns.
+
+    Raises:
+        IncompatibleError: a network of other channels than the bottleneck's or the data's.
+
+    Source: arXiv 1312.6114; arXiv 1711.00937; arXiv 2112.10752.
+    """
+
+    def __init__(
+        self,
+        network: ConvAutoencoder,
+        codec: Affine,
+        bottleneck: Bottleneck,
+        reconstruction: Reconstruction | None = None,
+    ) -> None:
+        super().__init__()
+        found = (network.channels, network.codes_out, network.codes_in)
+        wanted = (codec.latent.shape[0], bottleneck.codes_out, bottleneck.channels)
+        if found != wanted:
+            raise IncompatibleError(
+                f"the network's channels, codes_out and codes_in are {found}, and the data and the bottleneck need "
+                f"{wanted}"
+            )
+        self.network, self.codec, self.bottleneck = network, codec, bottleneck
+        self.reconstruction = reconstruction or Reconstruction()
+        # What is averaged and not optimised: saved with the weights, like any part that learns by being used.
+        averages: dict[str, nn.Module] = {"width": Width()}
+        self.learns = nn.ModuleDict(averages | ({"codes": bottleneck} if isinstance(bottleneck, Tokens) else {}))
+        self.facts: dict[str, Any] = {}
+        self.ema: dict[str, Tensor] | None = None
+
+    @property
+    def conditioner(self) -> Conditions | None:
+        return None
+
+    # ---- trained --------------------------------------------------------------------------------------------------
+
+    def objective(
+        self, latents: Tensor, cond: Cond | None, noise: Noise, first: int = 0, whole: int | None = None
+    ) -> Loss:
+        passed, decoded = self._passed(latents, noise)
+        self._width.learn(self.reconstruction.deviation(latents, decoded))
+        return self._loss(latents, passed, decoded)
+
+    def held_out_levels(self, count: int) -> Tensor:
+        """No sample is noised."""
+        return torch.zeros(count, dtype=torch.float64)
+
+    def loss_at(self, latents: Tensor, t: Tensor, cond: Cond | None, noise: Noise) -> Loss:
+        return self._loss(latents, *self._passed(latents, noise))
+
+    def _loss(self, x: Tensor, passed: Passed, decoded: Tensor) -> Loss:
+        """-ln p(x | z) + β rate(z) by the number of a sample's numbers, and the bottleneck's commitment."""
+        nats = self.reconstruction.nats(x, decoded, self._width.value) + self.reconstruction.rate * passed.nats
+        per_sample = nats / x[0].numel() + passed.commitment
+        return Loss(per_sample.mean(), per_sample, torch.full((len(x),), math.inf, dtype=torch.float64))
+
+    def _passed(self, x: Tensor, noise: Noise) -> tuple[Passed, Tensor]:
+        passed: Passed = self.bottleneck(self.network.encode(x), noise.fork("latent"))
+        return passed, self.network.decode(passed.latent).to(x.dtype)
+
+    @property
+    def _width(self) -> Width:
+        width = self.learns["width"]
+        assert isinstance(width, Width)
+        return width
+
+    @torch.no_grad()
+    def held_out_facts(self, data: ImageDataset) -> dict[str, Any]:
+        """What is lost on the way: PSNR in decibels, and the bound on -ln p(x) in bits per number of the data."""
+        squares, nats, count = 0.0, 0.0, 0
+        with self.evaluating():
+            for first in range(0, min(len(data), MAX_IMAGES), BATCH):
+                rows = range(first, min(first + BATCH, len(data), MAX_IMAGES))
+                images = data.batch(rows).to(self.device)
+                x = self.codec.encode(images)
+                passed, decoded = self._passed(x, Noise([derive(0, "held out", row) for row in rows]))
+                whole = self.codec.decode(decoded).round()
+                squares += float((whole - images).double().pow(2).flatten(1).mean(1).sum())
+                nats += float((self.reconstruction.nats(x, decoded, self._width.value) + passed.nats).double().sum())
+                count += len(rows)
+        low, high = self.codec.data.low, self.codec.data.high
+        # The bound is of data of mean 0 and std 1; a grey value is 1 / std of that.
+        grey = sum(math.log2(std) for std in self.codec.std) / len(self.codec.std)
+        return {
+            "held-out PSNR": round(10.0 * math.log10((high - low) ** 2 * count / max(squares, 1e-12)), 2),
+            "held-out bits per dimension, at most": nats / count / math.prod(self.codec.shape) / math.log(2.0) + grey,
+        }
+
+    def sheet(self, examples: Mapping[str, Any] | None = None) -> Image | None:
+        return None
+
+    # ---- used -----------------------------------------------------------------------------------------------------
+
+    def as_codec(self, data: ImageDataset) -> Autoencoded:
+        """The codec that this is, with statistics of the latents of `data`, the train split."""
+        some = min(len(data), MAX_FITTED)
+        batches = (data.batch(range(i, min(i + BATCH, some))).to(self.device) for i in range(0, some, BATCH))
+        with self.evaluating():
+            return Autoencoded.fit(self.network, self.bottleneck, self.codec, batches)

@@ -1,0 +1,76 @@
+"""The autoencoder's objective: what decoded data miss, and what their latents cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diff_diffusion.errors import ConfigError
+from diff_diffusion.registry import register
+
+SHAPES = ("laplace", "gauss")
+
+
+@register("objective/reconstruction")
+@dataclass(frozen=True)
+class Reconstruction:
+    """-ln p(x | z) + β · rate(z), in nats, with p a Laplace (L1) or a Gaussian (L2) around what was decoded.
+
+    Its width is the one that fits what decoding still misses, so that no weight must be found between the two halves:
+    β = 1 is the bound on -ln p(x). A smaller β gives latents that say more, for a second model that learns their
+    true distribution.
+
+    Args:
+        shape: "laplace" or "gauss".
+        rate: β, at least 0.
+
+    Raises:
+        ConfigError: another shape, or a β below 0.
+
+    Source: the bound, Kingma & Welling, arXiv 1312.6114; the width that fits, Rybkin et al., arXiv 2006.13202.
+    """
+
+    shape: str = "laplace"
+    rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise ConfigError(f"decoded data are the middle of a {' or a '.join(SHAPES)}, not of {self.shape!r}")
+        if not 0.0 <= self.rate < math.inf:
+            raise ConfigError(f"the rate's weight is at least 0 and finite, not {self.rate}")
+
+    def nats(self, x: Tensor, decoded: Tensor, width: Tensor) -> Tensor:
+        """-ln p(x | z) of each sample, summed over its numbers: [B].
+
+        Args:
+            x, decoded: [B, ...].
+            width: scalar, the Laplace's mean absolute, or the Gaussian's root mean square, deviation.
+        """
+        error = (x - decoded).flatten(1) / width
+        each = error.abs() + math.log(2.0) if self.shape == "laplace" else 0.5 * (error**2 + math.log(2.0 * math.pi))
+        nats: Tensor = (each + width.log()).sum(1)
+        return nats
+
+    def deviation(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """The width for which `nats` is least, scalar."""
+        error = (x - decoded).detach()
+        return error.abs().mean() if self.shape == "laplace" else error.pow(2).mean().sqrt()
+
+
+class Width(nn.Module):
+    """The moving average of a deviation, over about twenty batches; that of the first batch before there are more."""
+
+    value: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(()))
+
+    @torch.no_grad()
+    def learn(self, deviation: Tensor) -> None:
+        known = self.value > 0
+        self.value.copy_(torch.where(known, torch.lerp(self.value, deviation.to(self.value), 0.05), deviation))
+        self.value.clamp_(min=1e-6)  # data that decode perfectly would cost minus infinity
