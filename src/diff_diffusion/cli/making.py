@@ -138,6 +138,12 @@ def sample(
         list[str] | None, typer.Option(help="A caption to draw, of a model trained on captions; may be repeated.")
     ] = None,
     cond: Conds = None,
+    even: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Ask for all classes of this condition equally often; repeated: for all combinations."
+        ),
+    ] = None,
     steps: Steps = None,
     sampler: Sampler = None,
     grid: Grid = None,
@@ -183,6 +189,8 @@ def sample(
       diff-diffusion sample runs/emoji -n 4 --prompt "red heart" --prompt 红心 --guidance 3 --negative 黑色
 
       diff-diffusion sample runs/plain -n 8 --classifier runs/judge --label 3 --guidance 2
+
+      diff-diffusion sample runs/faces -n 600 --even hair --even glasses
     """
     from diff_diffusion.cli.guiding import request
     from diff_diffusion.cli.sample import run as draw
@@ -195,6 +203,7 @@ def sample(
         label or [],
         prompt or [],
         cond or [],
+        even or [],
         steps,
         sampler,
         grid,

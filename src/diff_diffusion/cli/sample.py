@@ -41,18 +41,23 @@ def load(run: Path, weights: str) -> DiffusionModel:
     return DiffusionModel.load(run, weights).to(choose_device())
 
 
-def wishes(knows: Model, labels: list[str], prompts: list[str], conds: list[str], num: int) -> list[dict[str, Any]]:
+def wishes(
+    knows: Model, labels: list[str], prompts: list[str], conds: list[str], num: int, even: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """What each sample is asked to be, in the words of the command line: labels and prompts in turn.
 
-    All classes in turn where nothing is said.
+    All classes in turn where nothing is said. The conditions named in `even` take their classes in turn, each
+    combination of them with every label and prompt.
     """
-    if not (labels or prompts or conds):
+    if not (labels or prompts or conds or even):
         labels = list(knows.class_names)
+    said = max(len(labels), len(prompts), 1)
+    evened = knows.even(-(-num // said), *even) if even else {}
     return [
         {
             "label": labels[i % len(labels)] if labels else None,
             "prompt": prompts[i % len(prompts)] if prompts else None,
-            "cond": conds,
+            "cond": [*conds, *(f"{name}={values[i // said]}" for name, values in evened.items())],
         }
         for i in range(num)
     ]
@@ -122,6 +127,7 @@ def run(
     labels: list[str],
     prompts: list[str],
     conds: list[str],
+    even: list[str],
     steps: int | None,
     sampler: str | None,
     grid: str | None,
@@ -138,7 +144,7 @@ def run(
     model = load(folder, weights)
     guided = guidance_of(model, guidance)
     knows = guided.knows(model)
-    wished = wishes(knows, labels, prompts, conds, num)
+    wished = wishes(knows, labels, prompts, conds, num, even)
     large = canvas(model, size, wrap)
     cond = together(knows, wished, large.get("size"))
     few = {name: values[:batch_size] for name, values in (cond or {}).items()}
