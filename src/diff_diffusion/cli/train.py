@@ -28,7 +28,7 @@ from diff_diffusion.training.runtime import Ranks, joined, stop_signals
 from diff_diffusion.training.settings import make_settings
 
 DEFAULT_MINUTES = 10.0
-DATA_DEFAULTS = {"path": None, "size": None, "channels": None, "held_out": 0.1}
+DATA_DEFAULTS = {"path": None, "size": None, "channels": None, "held_out": 0.1, "index": True}
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def prepared(
         channels=about["channels"],
         columns=columns,
         progress=None if quiet else count_progress("reading images"),
+        index=about["index"],
     )
     train_split, held_out = images.split(about["held_out"])
     settings = make_settings({"batch_size": batch_for(train_split.shape)} | asked)

@@ -11,6 +11,7 @@ import numpy as np
 from diff_diffusion.data.images import Header
 from diff_diffusion.data.plan import Plan
 from diff_diffusion.data.report import DataReport
+from diff_diffusion.data.store import Digests
 from diff_diffusion.errors import listed
 
 FEW_IMAGES = 100
@@ -22,7 +23,7 @@ def account(
     name: str,
     plan: Plan,
     headers: Sequence[Header],
-    digests: Sequence[bytes],
+    digests: Digests,
     labels: np.ndarray | None,
     class_names: Sequence[str],
 ) -> DataReport:
@@ -58,7 +59,7 @@ def _spread(sides: Sequence[int]) -> tuple[int, float, int]:
 
 
 def _warnings(
-    shape: tuple[int, int, int], headers: Sequence[Header], digests: Sequence[bytes], classes: Mapping[str, int]
+    shape: tuple[int, int, int], headers: Sequence[Header], digests: Digests, classes: Mapping[str, int]
 ) -> list[str]:
     _, height, width = shape
     total = len(headers)
@@ -68,7 +69,7 @@ def _warnings(
     enlarged = sum(max(height / header.height, width / header.width) >= ENLARGED for header in headers)
     if enlarged:
         warnings.append(f"{enlarged} of {total} images are enlarged {ENLARGED:g} times or more, and will look soft")
-    copies = total - len(set(digests))
+    copies = total - digests.distinct()
     if copies:
         warnings.append(f"{copies} of {total} images are exact copies of others at this size")
     if classes:

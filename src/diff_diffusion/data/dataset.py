@@ -21,7 +21,7 @@ from diff_diffusion.data.images import Header, ImageFileError, read_image, read_
 from diff_diffusion.data.plan import Plan
 from diff_diffusion.data.report import DataReport
 from diff_diffusion.data.split import held_out
-from diff_diffusion.data.store import Store, digest, in_threads
+from diff_diffusion.data.store import Digests, Store, digest, in_threads
 from diff_diffusion.errors import ConfigError, DataError
 
 MAX_HELD_OUT = 2000  # more would measure nothing better, and is missing from training
@@ -103,9 +103,9 @@ class ImageDataset(Dataset[Tensor]):
             IndexError: there is no such item.
             DataError: as for a single item.
         """
-        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]
+        wanted = self._numbers(indices)
         if self._store.pixels is not None:
-            return self._store.pixels[torch.from_numpy(self._rows[wanted])]
+            return self._store.pixels[torch.from_numpy(self._rows[wanted])].contiguous()
         out = torch.empty((len(wanted), *self.shape), dtype=torch.uint8)
         for i, image in enumerate(in_threads(self._read, wanted.tolist())):
             out[i] = image
@@ -128,7 +128,7 @@ class ImageDataset(Dataset[Tensor]):
             IndexError: there is no such item.
             DataError: as for a single item.
         """
-        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]
+        wanted = self._numbers(indices)
         if pixels is None and any(column.kind in DERIVED for column in self.columns.values()):
             pixels = self.batch(wanted)
         # Where another image stands in for one that broke, what is known must be of that one.
@@ -223,12 +223,20 @@ class ImageDataset(Dataset[Tensor]):
         store = Store((channels, height, width), [str(i) for i in range(count)], digests, pixels)
         header = Header(height, width, "L" if channels == 1 else "RGB", channels == 1)
         why = Plan(store.shape, "as given", "as given")
-        report = account(name, why, [header] * count, digests, numbers, names)
+        report = account(name, why, [header] * count, Digests.of(digests), numbers, names)
         known = checked_columns(columns or {}, count, store.shape)
         if labels is not None and "label" in known:
             raise DataError("there are labels and a column 'label': give one of them")
         report.columns = {named(title): column.summary(range(count)) for title, column in known.items()}
         return cls(store, np.arange(count), report, numbers, names, columns=known)
+
+    def _numbers(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Indices from 0, int64; those below 0 count from the end."""
+        wanted, count = np.asarray(indices, np.int64), len(self)
+        wrong = wanted[(wanted < -count) | (wanted >= count)]
+        if wrong.size:
+            raise IndexError(f"item {wrong.flat[0]} of a data set of {count}")
+        return np.where(wanted < 0, wanted + count, wanted)
 
     def _read(self, index: int) -> Tensor:
         """The image at `index`; if its file broke since it was verified, the next one (of its class) that reads."""

@@ -34,7 +34,8 @@ LAYOUTS = "a folder of images; class folders (cat/*.png, dog/*.png); or train/ a
 _LITTER = {"__macosx", "@eadir", "thumbs.db", "desktop.ini"}
 _HINTS = {
     **dict.fromkeys((".7z", ".gz", ".rar", ".tar", ".tgz", ".zip"), "unpack the archive first"),
-    **dict.fromkeys((".npy", ".npz"), "arrays of pixels go through ImageDataset.from_arrays"),
+    ".npy": "give the .npy file itself",
+    ".npz": "arrays of pixels go through ImageDataset.from_arrays, or into a .npy file of their own",
     **dict.fromkeys((".avif", ".heic", ".heif", ".svg"), "convert the pictures to PNG or JPEG first"),
 }
 

@@ -10,19 +10,20 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diff_diffusion.data.array_file import SUFFIX, Arrays, read_arrays
 from diff_diffusion.data.arrays import fitted
 from diff_diffusion.data.audit import account
 from diff_diffusion.data.builtin import BUILTIN
-from diff_diffusion.data.columns import Column, named
+from diff_diffusion.data.columns import DERIVED, Column, named
 from diff_diffusion.data.dataset import ImageDataset
 from diff_diffusion.data.folder import Found, existing, scan, walk
 from diff_diffusion.data.images import Header, pixels
 from diff_diffusion.data.kinds import asked
 from diff_diffusion.data.metadata import Metadata, read_metadata
 from diff_diffusion.data.plan import Plan, checked_channels, checked_size, plan
-from diff_diffusion.data.store import Store, digest
+from diff_diffusion.data.store import Digests, Store, digest
 from diff_diffusion.data.survey import Progress, survey, survey_column
-from diff_diffusion.errors import DataError
+from diff_diffusion.errors import ConfigError, DataError, listed
 
 Kinds = Mapping[str, tuple[str, int]]
 
@@ -34,8 +35,9 @@ def load_image_dataset(
     *,
     columns: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    index: bool = True,
 ) -> ImageDataset:
-    """The images of a folder, or a built-in data set, verified and brought to one shape.
+    """The images of a folder, an array file or a built-in data set, verified and brought to one shape.
 
     A folder may hold images at any depth, class folders, or `train/` and `val/` (see `diff_diffusion.data.folder`).
     What else is known of them is read from `metadata.csv`, `.jsonl` or `.parquet`, or from `.txt` files beside the
@@ -44,8 +46,11 @@ def load_image_dataset(
     the reason. Images are turned upright, laid on white, scaled to 8 bits, cropped to the common aspect and resized
     (see `diff_diffusion.data.images`).
 
+    A `.npy` file of images is used as it is, mapped and not read (see `diff_diffusion.data.array_file`).
+
     Args:
-        path: a folder, or the name of a built-in set such as "digits"; "./digits" then means the folder of that name.
+        path: a folder, a `.npy` file, or the name of a built-in set such as "digits"; "./digits" then means the folder
+            of that name.
         size: the side of a square, or (height, width), in pixels. When left out: the images' own size if they share
             one of at most 64; else, from the median image, a square of side 8, 16, 24, 32, 48 or 64, or a rectangle
             no longer than that.
@@ -54,6 +59,8 @@ def load_image_dataset(
             "image", "mask" or "ignore", such as {"year": "class", "id": "ignore"}; or a new name for what is made of
             the image itself, {"low": "shrunk:4", "light": "grey"}.
         progress: called as progress(done, total) after each file.
+        index: whether to keep in the user's cache folder what was found out about 2,000 images or more, so that the
+            next start opens only those that have changed (see `diff_diffusion.data.index`).
 
     Raises:
         ConfigError: size, channels or columns cannot be used.
@@ -68,18 +75,45 @@ def load_image_dataset(
         return _builtin(path, wanted, colours, kinds)
     if not os.fspath(path):
         raise DataError("the path of the data is empty: give a folder of images, or the name of a built-in data set")
-    return _folder(Path(path), wanted, colours, kinds, progress)
+    place = Path(os.path.expanduser(path))
+    if place.suffix == SUFFIX and place.is_file():
+        return _arrays(place, read_arrays(place, wanted, colours, progress, index), kinds)
+    return _folder(Path(path), wanted, colours, kinds, progress, index)
+
+
+def _arrays(path: Path, found: Arrays, kinds: Kinds) -> ImageDataset:
+    count, (channels, height, width) = len(found.store.names), found.store.shape
+    plan = Plan(found.store.shape, "as they lie in the file", "as they lie in the file")
+    derived = {name: Column(kind, factor=factor) for name, (kind, factor) in kinds.items() if kind in DERIVED}
+    others = [name for name, (kind, _) in kinds.items() if kind not in DERIVED]
+    if others:
+        raise ConfigError(
+            f"an array file has no columns but its labels, so there is no {listed(others)}: what is made of the images "
+            f"themselves can be asked for, {listed(DERIVED)}"
+        )
+    if found.labels is not None:
+        names = tuple(str(label) for label in range(int(found.labels.max()) + 1))
+        derived["label"] = Column("class", found.labels.tolist(), names)
+    headers = [Header(height, width, "L" if channels == 1 else "RGB", channels == 1)] * count
+    everything = np.ones(count, bool)
+    labelled = found.labels is not None
+    return _assemble(str(path), plan, headers, found.store, everything, ~everything, derived, labelled)
 
 
 def _folder(
-    path: Path, size: tuple[int, int] | None, channels: int | None, kinds: Kinds, progress: Progress | None
+    path: Path,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    kinds: Kinds,
+    progress: Progress | None,
+    index: bool,
 ) -> ImageDataset:
     root = existing(Path(os.path.expanduser(path)), sorted(BUILTIN))
     everything = walk(root)
     said = read_metadata(root, *everything[:2], kinds)
     folder = scan(root, everything, said.conditions)
     said.columns(folder.files)  # what is wrong in them is said before minutes of decoding
-    found = survey(folder, size, channels, progress)
+    found = survey(folder, size, channels, progress, index)
     known = said.columns(found.files)
     held_out = np.array([file.held_out for file in found.files])
     strange = np.zeros(len(held_out), bool)
@@ -143,7 +177,12 @@ def _assemble(
         None if labels is None else np.array([labels[row] for row in part.tolist()], np.int64) for part in (train, val)
     )
     report = account(
-        name, chosen, [headers[row] for row in rows], [store.digests[row] for row in rows], train_labels, names
+        name,
+        chosen,
+        [headers[row] for row in rows],
+        Digests(Digests.of(store.digests).values[train]),
+        train_labels,
+        names,
     )
     report.found = len(headers)
     report.held_out = len(val)

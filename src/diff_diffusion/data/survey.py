@@ -18,7 +18,8 @@ from diff_diffusion.data.folder import Folder, Found
 from diff_diffusion.data.images import Header, ImageFileError, peek, read_image
 from diff_diffusion.data.plan import Plan, plan
 from diff_diffusion.data.report import NAMED, printable, short, skipped_lines
-from diff_diffusion.data.store import Store, digest, in_threads
+from diff_diffusion.data.seen import Seen
+from diff_diffusion.data.store import Digests, Store, digest, in_threads
 from diff_diffusion.errors import DataError
 
 MAX_BAD = 0.05
@@ -49,12 +50,19 @@ class Survey:
     bad: dict[str, list[str]]
 
 
-def survey(folder: Folder, size: tuple[int, int] | None, channels: int | None, progress: Progress | None) -> Survey:
-    """Every image of `folder`, decoded once.
+def survey(
+    folder: Folder,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    progress: Progress | None,
+    indexed: bool = False,
+) -> Survey:
+    """Every image of `folder`, decoded once; or never again where an index knows it.
 
     Args:
         size, channels: as in `plan`.
         progress: called as progress(done, total) after each file.
+        indexed: whether to read and keep an index (see `diff_diffusion.data.index`).
 
     Raises:
         DataError: more than 5 % of the images cannot be read, or none that is meant for training can.
@@ -70,10 +78,11 @@ def survey(folder: Folder, size: tuple[int, int] | None, channels: int | None, p
     with warnings.catch_warnings():
         # What Pillow warns of (damaged EXIF, say) is either harmless here or ends as a reason.
         warnings.filterwarnings("ignore", module="PIL")
-        headers, reasons = _headers(folder)
+        seen = Seen(folder, size, channels, indexed)
+        headers, reasons = _headers(folder, seen.headers())
         while True:
             files, chosen = usable()
-            store, broken = _decode(folder.root, [file.name for file in files], chosen.shape, progress)
+            store, broken = _decode(folder.root, [file.name for file in files], chosen.shape, progress, seen)
             reasons |= broken
             files, final = usable()
             # A broken file may have been the one that made the set colour, or of mixed sizes.
@@ -82,6 +91,7 @@ def survey(folder: Folder, size: tuple[int, int] | None, channels: int | None, p
             progress = None
     if len(reasons) > MAX_BAD * len(folder.files):
         raise _too_many_bad(folder, reasons)
+    seen.keep(headers, store)
     return Survey(final, files, tuple(headers[file.name] for file in files), store, _by_reason(folder, reasons))
 
 
@@ -120,24 +130,27 @@ def survey_column(name: str, column: Column, root: Path, headers: Sequence[Heade
     return replace(column, channels=1 if grey else 3), warnings
 
 
-def _headers(folder: Folder) -> tuple[dict[str, Header], dict[str, str]]:
-    """The headers by name, and the reasons of the files that have none."""
-    headers: dict[str, Header] = {}
-    reasons: dict[str, str] = {}
-    paths = [folder.root / file.name for file in folder.files]
-    for file, result in zip(folder.files, in_threads(lambda path: _attempt(peek, path), paths), strict=True):
+def _headers(folder: Folder, known: dict[str, Header]) -> tuple[dict[str, Header], dict[str, str]]:
+    """The headers by name, those `known` among them, and the reasons of the files that have none."""
+    headers, reasons = known, dict[str, str]()
+    names = [file.name for file in folder.files if file.name not in known]
+    for name, result in zip(names, in_threads(lambda name: _attempt(peek, folder.root / name), names), strict=True):
         if isinstance(result, ImageFileError):
-            reasons[file.name] = result.reason
+            reasons[name] = result.reason
         else:
-            headers[file.name] = result
+            headers[name] = result
     return headers, reasons
 
 
 def _decode(
-    root: Path, names: Sequence[str], shape: tuple[int, int, int], progress: Progress | None
+    root: Path, names: Sequence[str], shape: tuple[int, int, int], progress: Progress | None, seen: Seen
 ) -> tuple[Store, dict[str, str]]:
     """The images that can be decoded, in memory if they fit there, and the reasons of the others."""
     in_memory = len(names) * math.prod(shape) <= stores.MEMORY_BUDGET
+    known_digests, known_pixels, rows = seen.decoded(shape, in_memory)
+    places = [rows.get(name, -1) for name in names]
+    if known_digests.size and places == list(range(len(known_digests))):  # nothing changed: the index itself will do
+        return Store(shape, names, Digests(known_digests), known_pixels, root), {}
     pixels = torch.empty((len(names) if in_memory else 0, *shape), dtype=torch.uint8)
     digests: list[bytes] = []
     broken: dict[str, str] = {}
@@ -145,13 +158,17 @@ def _decode(
     def read(name: str) -> Tensor:
         return torch.from_numpy(read_image(root / name, shape))
 
-    for i, result in enumerate(in_threads(lambda name: _attempt(read, name), names)):
+    new = in_threads(
+        lambda name: _attempt(read, name), [n for n, place in zip(names, places, strict=True) if place < 0]
+    )
+    for i, place in enumerate(places):
+        result = next(new) if place < 0 else known_pixels[place] if known_pixels is not None else None
         if isinstance(result, ImageFileError):
             broken[names[i]] = result.reason
         else:
-            if in_memory:
+            if in_memory and result is not None:
                 pixels[len(digests)] = result
-            digests.append(digest(result))
+            digests.append(digest(result) if place < 0 and result is not None else known_digests[place].tobytes())
         if progress:
             progress(i + 1, len(names))
     good = [name for name in names if name not in broken]
