@@ -76,7 +76,7 @@ class Up(nn.Module):
         _started(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.enter(z).unflatten(1, (-1, *self.sides[0]))
+        x: Tensor = self.enter(z).unflatten(1, (-1, *self.sides[0]))
         for norm, grow, (height, width) in zip(self.norms, self.grow, self.sides[1:], strict=True):
             x = grow(functional.leaky_relu(norm(x), SLOPE))[..., :height, :width]
         return x
@@ -151,7 +151,8 @@ class Vae(nn.Module):
         log_var = log_var.clamp(-12.0, 4.0)
         drawn = self.generator(mean + (log_var / 2).exp() * eps)
         divergence = (mean**2 + log_var.exp() - 1.0 - log_var).sum(1).mean() / 2
-        return real[0].numel() / 2 * functional.mse_loss(drawn, real).log() + divergence
+        error: Tensor = functional.mse_loss(drawn, real)
+        return real[0].numel() / 2 * error.log() + divergence
 
 
 class Trained(NamedTuple):
