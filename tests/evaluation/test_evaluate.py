@@ -450,6 +450,20 @@ def test_the_command(home: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
     DiffusionModel.load(model)  # and the model folder is as whole as before
 
 
+def test_info_tells_the_evaluation_of_these_weights(home: Path, model: Path) -> None:
+    """And of no others: those of a model that has been trained on since say nothing of it."""
+    assert json.loads(told("info", str(model), "--json").stdout)["evaluation"] == {}
+    first = json.loads(told(*words(home, model, "--json")).stdout)["records"][0]
+    found = json.loads(told("info", str(model), "--json").stdout)["evaluation"]
+    assert found[first["name"]] == {key: first[key] for key in ("value", "interval", "floor")}
+    assert len(found) == 8
+    assert f"{first['name']}: {first['value']:.4g} (95 %: " in told("info", str(model)).stdout
+    other = tiny.fresh(tiny.images(count=240, classes=2), seed=1)
+    other.save(model.parent / "other")
+    shutil.copytree(model / "evaluation", model.parent / "other" / "evaluation")
+    assert json.loads(told("info", str(model.parent / "other"), "--json").stdout)["evaluation"] == {}
+
+
 def test_features_by_name_or_file(home: Path, model: Path, tmp_path: Path) -> None:
     """The main network of the records is the one that was asked for, and the judge still tells classes."""
     path = tmp_path / "网络.onnx"

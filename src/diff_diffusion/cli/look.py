@@ -23,7 +23,8 @@ from diff_diffusion.cli.sample import load
 from diff_diffusion.cli.train import chosen
 from diff_diffusion.data import load_image_dataset
 from diff_diffusion.data.images import read_image
-from diff_diffusion.errors import ConfigError
+from diff_diffusion.errors import ConfigError, DataError
+from diff_diffusion.evaluation.records import FOLDER, read_records
 from diff_diffusion.models import Model
 from diff_diffusion.registry import describe
 from diff_diffusion.training.runtime import choose_device, has_bf16
@@ -40,14 +41,30 @@ def inspect(data: str, size: str | None, as_json: bool) -> None:
 
 def info(run: Path, as_json: bool) -> None:
     model = Model.load(run)
+    fingerprint = model.fingerprint()
+    found = evaluated(run, fingerprint)
     if as_json:
-        about = {"fingerprint": model.fingerprint(), "facts": model.facts, "model": describe(model)}
+        about = {"fingerprint": fingerprint, "facts": model.facts, "evaluation": found, "model": describe(model)}
         typer.echo(json.dumps(about, ensure_ascii=False, indent=2))
         return
     for line in chosen(model):
         typer.echo(line)
-    typer.echo(f"fingerprint: {model.fingerprint()}")
+    typer.echo(f"fingerprint: {fingerprint}")
     rows(model.facts)
+    for name, number in found.items():
+        low, high = number["interval"]
+        floor = f"real images {number['floor']:.4g}"
+        typer.echo(f"{name}: {number['value']:.4g} (95 %: {low:.4g} to {high:.4g}; {floor})")
+
+
+def evaluated(run: Path, fingerprint: str) -> dict[str, dict[str, Any]]:
+    """The numbers of an evaluation in a run that is of these very weights, by name; none of any other."""
+    try:
+        records = read_records(run / FOLDER)
+    except DataError:
+        return {}
+    told = {record.name: record for record in records if record.setting.model == fingerprint}
+    return {name: {"value": r.value, "interval": r.interval, "floor": r.floor} for name, r in told.items()}
 
 
 def rows(table: Mapping[str, Any]) -> None:
@@ -101,7 +118,7 @@ def likelihood(
         rows({f"{name}, bits": value for name, value in found.parts.items()})
 
 
-EXTRAS = {"demo": ("sklearn", "matplotlib")}
+EXTRAS = {"demo": ("sklearn", "matplotlib"), "onnx": ("onnxruntime",), "eval": ("torchmetrics", "torch_fidelity")}
 
 
 def doctor(as_json: bool) -> None:
