@@ -57,8 +57,8 @@ TRIED: dict[str, list[dict[str, float]]] = {
 }
 """Settings that each contestant's own are chosen from, by the Fréchet distance after a quarter of the minutes.
 
-Batches were compared by hand, and little: after 40 seconds the GAN's samples had shapes of clothes with batches of 32 at
-2e-3 (FD 378), and none with batches of 64 at 1e-3 (398).
+Batches were compared by hand, and little: after 40 seconds the GAN's samples had shapes of clothes with batches of 32
+at 2e-3 (FD 378), and none with batches of 64 at 1e-3 (398).
 """
 
 

@@ -150,9 +150,8 @@ class Vae(nn.Module):
         mean, log_var = self.encoder(real).chunk(2, 1)
         log_var = log_var.clamp(-12.0, 4.0)
         drawn = self.generator(mean + (log_var / 2).exp() * eps)
-        divergence = (mean**2 + log_var.exp() - 1.0 - log_var).sum(1).mean() / 2
-        error: Tensor = functional.mse_loss(drawn, real)
-        return real[0].numel() / 2 * error.log() + divergence
+        divergence: Tensor = (mean**2 + log_var.exp() - 1.0 - log_var).sum(1).mean() / 2
+        return divergence + real[0].numel() / 2 * functional.mse_loss(drawn, real).log()
 
 
 class Trained(NamedTuple):
