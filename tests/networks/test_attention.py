@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diff_diffusion.networks.attention import CrossAttention, ImageAttention, attend, normed
+from diff_diffusion.networks.attention import FUSED_ABOVE, CrossAttention, ImageAttention, attend, normed
 from diff_diffusion.rng import Noise
 
 
@@ -54,6 +54,37 @@ def test_nothing_to_attend_to_is_safe_in_any_kernel(monkeypatch: pytest.MonkeyPa
         assert x.grad is not None
         assert torch.isfinite(x.grad).all()
         assert not x.grad[1].any()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_gradient_in_bfloat16_needs_no_fused_kernel(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers and gradients are those of float64 within what bfloat16 can say; samples with no key to hear get none."""
+    given = Noise(range(3)).normal((3, 2, 5, 32)).unbind(0)
+    mask = torch.tensor([[True, False, True, True, False], [False] * 5]) if masked else None
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        q, k, v = (x.to(dtype).requires_grad_() for x in given)
+        out = attend(q, k, v, 2, mask)
+        out.square().sum().backward()
+        found.append([out, *(x.grad for x in (q, k, v))])
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
+    for exact, half in zip(*found, strict=True):
+        assert half.dtype == torch.bfloat16
+        assert (half.double() - exact).norm() <= 0.02 * exact.norm()
+        assert not masked or not half[1].any()
+
+
+def test_many_keys_and_walks_use_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of many keys would fill the memory, and without a gradient the fused kernel is the faster one."""
+    seen: list[int] = []
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v, attn_mask: seen.append(k.shape[-2]) or v
+    )
+    few, many = (torch.zeros(1, n, 4, dtype=torch.bfloat16, requires_grad=True) for n in (8, FUSED_ABOVE + 1))
+    attend(few, few, few, 1)
+    attend(many, many, many, 1)
+    attend(*[few.detach()] * 3, 1)
+    assert seen == [FUSED_ABOVE + 1, 8]
 
 
 def test_normed_queries_bound_what_attention_can_be() -> None:

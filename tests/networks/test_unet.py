@@ -31,6 +31,7 @@ SMALL = {"channels": 1, "width": 8, "multipliers": (1, 2), "depth": 1, "attentio
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
         ({"token_width": -1, "attention": (2,)}, "token_width must be from 0 to 65536, not -1"),
+        ({"group_width": 0}, "group_width must be from 1 to 4096, not 0"),
         ({"token_width": 4}, r"token_width is 4 and nothing attends: name at least one of \[1, 2\] in attention"),
     ],
 )
@@ -47,6 +48,32 @@ def test_a_size_that_fits_is_not_padded() -> None:
     x = Noise([1]).normal((1, 1, 7, 5))
     by_hand = network(torch.nn.functional.pad(x, (0, 1, 0, 1)), torch.zeros(1))[..., :7, :5]
     assert torch.equal(network(x, torch.zeros(1)), by_hand)
+
+
+def test_channels_are_normed_in_groups_of_a_width() -> None:
+    """Or a little more where that divides them, or all; without a width in at most 32 groups of 4 or more."""
+    sizes = {"channels": 1, "width": 40, "multipliers": (1, 4), "depth": 1, "attention": ()}
+
+    def widths(**more: int) -> dict[int, int]:
+        norms = [m for m in UNet(**sizes, **more).modules() if isinstance(m, torch.nn.GroupNorm)]  # type: ignore[arg-type]
+        return {norm.num_channels: norm.num_channels // norm.num_groups for norm in norms}
+
+    assert widths() == {40: 5, 80: 5, 160: 5, 200: 25, 320: 10}
+    assert widths(group_width=16) == {40: 20, 80: 16, 160: 16, 200: 20, 320: 16}
+    assert set(widths(group_width=400).items()) == {(channels, channels) for channels in widths()}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_see_channels_last_and_callers_do_not(channels: int) -> None:
+    network = UNet(**(SMALL | {"channels": channels}))  # type: ignore[arg-type]
+    inside = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m is not network.enter]
+    seen: list[bool] = []
+    for module in inside:
+        module.register_forward_pre_hook(
+            lambda _, given: seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
+        )
+    assert network(Noise([1]).normal((1, channels, 7, 5)), torch.zeros(1)).is_contiguous()
+    assert seen == [True] * len(inside)
 
 
 def test_places_attend_to_tokens_wherever_they_attend_to_one_another() -> None:

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+FUSED_ABOVE = 1024
+"""Keys up to which scores are kept for the gradient, in bfloat16 on a CPU: the fused kernel keeps none, and its gradient
+takes two to thirty times as long there (torch 2.13)."""
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention of q [B, L, C] to k and v [B, M, C], C a multiple of heads, to [B, L, C].
@@ -20,11 +24,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     if mask is None:
-        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return _mixed(q, k, v).transpose(1, 2).flatten(2)
     # A softmax over nothing is NaN in some kernels, and so is its gradient: such a sample attends to all, unheard.
     nothing = ~mask.any(dim=1)[:, None, None, None]
-    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None] | nothing)
+    mixed = _mixed(q, k, v, mask[:, None, None] | nothing)
     return mixed.masked_fill(nothing, 0.0).transpose(1, 2).flatten(2)
+
+
+def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √D) v over [B, heads, L or M, D]."""
+    if v.dtype == torch.bfloat16 and v.requires_grad and v.device.type == "cpu" and k.shape[-2] <= FUSED_ABOVE:
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        mixed: Tensor = scores.softmax(-1) @ v
+        return mixed
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def normed(x: Tensor, gain: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class UNetEncoder(nn.Module):
         attention: downsampling factors at which blocks attend; the last block, below them all, does when any is.
         head_width: channels per attention head, about.
         dropout: share of activations dropped in blocks.
+        group_width: channels that are normed together, as in `UNet`.
 
     Raises:
         ConfigError: a size out of range or an attention factor that no level has.
@@ -47,11 +48,12 @@ class UNetEncoder(nn.Module):
         attention: Sequence[int] = (4,),
         head_width: int = 32,
         dropout: float = 0.0,
+        group_width: int | None = None,
     ) -> None:
         super().__init__()
         self.channels, self.num_classes, self.width, self.depth = channels, num_classes, width, depth
         self.multipliers, self.attention = tuple(multipliers), tuple(attention)
-        self.head_width, self.dropout = head_width, dropout
+        self.head_width, self.dropout, self.group_width = head_width, dropout, group_width
         self._check()
         emb_width = 4 * width
         self.level = LogSnrEmbedding(width, emb_width)
@@ -61,14 +63,14 @@ class UNetEncoder(nn.Module):
             if index > 0:
                 self.blocks.append(nn.Conv2d(current, current, 3, stride=2, padding=1))
             for _ in range(depth):
-                self.blocks.append(ResidualBlock(current, width * multiplier, emb_width, dropout))
+                self.blocks.append(ResidualBlock(current, width * multiplier, emb_width, dropout, group_width))
                 current = width * multiplier
                 if 2**index in self.attention:
-                    self.blocks.append(ImageAttention(current, head_width, _norm(current)))
+                    self.blocks.append(ImageAttention(current, head_width, _norm(current, group_width)))
         if self.attention:
-            self.blocks.append(ImageAttention(current, head_width, _norm(current)))
-        self.blocks.append(ResidualBlock(current, current, emb_width, dropout))
-        self.norm = _norm(current)
+            self.blocks.append(ImageAttention(current, head_width, _norm(current, group_width)))
+        self.blocks.append(ResidualBlock(current, current, emb_width, dropout, group_width))
+        self.norm = _norm(current, group_width)
         self.leave = nn.Linear(current, num_classes)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)

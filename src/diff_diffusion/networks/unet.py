@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,13 @@ from diff_diffusion.networks.embeddings import LogSnrEmbedding
 from diff_diffusion.registry import register
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(
-        max(g for g in (32, 16, 8, 4, 2, 1) if (channels % g == 0 and channels // g >= 4) or g == 1), channels
-    )
+def _norm(channels: int, group_width: int | None = None) -> nn.GroupNorm:
+    """Over groups of `group_width` channels, or a little more where that divides them; None as `UNet` says."""
+    if group_width is not None:
+        wide = next((w for w in range(group_width, channels) if channels % w == 0), channels)
+        return nn.GroupNorm(channels // wide, channels)
+    fits = (g for g in (32, 16, 8, 4, 2, 1) if (channels % g == 0 and channels // g >= 4) or g == 1)
+    return nn.GroupNorm(max(fits), channels)
 
 
 def _zero(module: nn.Conv2d) -> nn.Conv2d:
@@ -31,12 +35,14 @@ def _zero(module: nn.Conv2d) -> nn.Conv2d:
 class ResidualBlock(nn.Module):
     """norm, conv, norm, scale and shift from the embedding, conv; added to the input. Starts as the identity."""
 
-    def __init__(self, channels_in: int, channels_out: int, emb_width: int, dropout: float) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, emb_width: int, dropout: float, group_width: int | None = None
+    ) -> None:
         super().__init__()
-        self.norm_in = _norm(channels_in)
+        self.norm_in = _norm(channels_in, group_width)
         self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.modulation = nn.Linear(emb_width, 2 * channels_out)
-        self.norm_out = _norm(channels_out)
+        self.norm_out = _norm(channels_out, group_width)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = _zero(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
@@ -67,6 +73,8 @@ class UNet(nn.Module):
         dropout: share of activations dropped in blocks.
         out_channels: of the output; the data's when None.
         token_width: of the condition's tokens, to which places attend wherever they attend to one another; 0 for none.
+        group_width: channels that are normed together; None for at least 4, in 32 groups at most. In bfloat16 on a CPU
+            multiples of 16 are by far the fastest.
 
     Raises:
         ConfigError: a size out of range, an attention factor that no level has, or tokens and nothing that attends.
@@ -86,9 +94,10 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         out_channels: int | None = None,
         token_width: int = 0,
+        group_width: int | None = None,
     ) -> None:
         super().__init__()
-        self.out_channels, self.token_width = out_channels, token_width
+        self.out_channels, self.token_width, self.group_width = out_channels, token_width, group_width
         self.channels, self.width, self.multipliers, self.depth = channels, width, tuple(multipliers), depth
         self.attention, self.head_width, self.cond_width, self.dropout = (
             tuple(attention),
@@ -131,7 +140,7 @@ class UNet(nn.Module):
             self.up.append(blocks)
             if index > 0:
                 self.grow.append(nn.Conv2d(current, current, 3, padding=1))
-        self.norm = _norm(current)
+        self.norm = _norm(current, group_width)
         self.leave = _zero(nn.Conv2d(current, out_channels or channels, 3, padding=1))
 
     def _check(self) -> None:
@@ -146,6 +155,7 @@ class UNet(nn.Module):
             ("cond_width", self.cond_width, 0, 65536),
             ("head_width", self.head_width, 1, 4096),
             ("token_width", self.token_width, 0, 65536),
+            ("group_width", 1 if self.group_width is None else self.group_width, 1, 4096),
         ]:
             if not low <= value <= high:
                 raise ConfigError(f"a U-Net's {name} must be from {low} to {high}, not {value}")
@@ -162,11 +172,12 @@ class UNet(nn.Module):
             )
 
     def _stage(self, channels_in: int, channels_out: int, emb_width: int, attends: bool) -> nn.ModuleList:
-        stage = nn.ModuleList([ResidualBlock(channels_in, channels_out, emb_width, self.dropout)])
+        stage = nn.ModuleList([ResidualBlock(channels_in, channels_out, emb_width, self.dropout, self.group_width)])
         if attends:
-            stage.append(ImageAttention(channels_out, self.head_width, _norm(channels_out)))
+            norm = partial(_norm, channels_out, self.group_width)
+            stage.append(ImageAttention(channels_out, self.head_width, norm()))
             if self.token_width:
-                stage.append(CrossAttention(channels_out, self.token_width, self.head_width, _norm(channels_out)))
+                stage.append(CrossAttention(channels_out, self.token_width, self.head_width, norm()))
         return stage
 
     def forward(self, x: Tensor, log_snr: Tensor, cond: Embedded | None = None) -> Tensor:
@@ -181,6 +192,8 @@ class UNet(nn.Module):
         emb = functional.silu(emb)
 
         x = self.enter(x)
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)  # convolutions take half to nine tenths of the time so
         skips = [x]
         for index, blocks in enumerate(self.down):
             for stage in blocks.children():
@@ -197,7 +210,7 @@ class UNet(nn.Module):
             if index < len(self.grow):
                 x = self.grow[index](functional.interpolate(x, scale_factor=2.0, mode="nearest"))
         x = self.leave(functional.silu(self.norm(x)))
-        return x[..., :height, :width]
+        return x[..., :height, :width].contiguous()
 
 
 def _run(stage: nn.Module, x: Tensor, emb: Tensor, cond: Embedded | None) -> Tensor:
