@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diff_diffusion.codecs.affine import Affine
+from diff_diffusion.codecs.codec import Codec
 from diff_diffusion.conditions.frozen_text import describe_frozen_text
 from diff_diffusion.conditions.text import describe_text
 from diff_diffusion.core.gaussian import Gaussian
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from diff_diffusion.data import ImageDataset
 
 CODEC_BATCH = 1024
+CODEC_IMAGES = 1 << 16
 DROP_EACH = 0.1
 """The share of samples trained without each one of several conditions."""
 CLASSIFIER_DROPOUT = 0.1
+GROUP_WIDTH = 16
+"""Channels that a U-Net norms together: the least that bfloat16 on a CPU is fast at."""
 SHRUNK_NOISE = 0.25
 """How noisy small images are made in training, so that they may be another model's samples."""
 
@@ -33,16 +37,26 @@ def describe_for_data(
     network: str = "unet",
     conditional: bool = True,
     text_encoder: str | None = None,
+    codec: Codec | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """The description of the model that `DiffusionModel.for_data` makes, before any weight exists.
 
     A model that is not conditional learns nothing of the data's columns. Captions are read by an encoder that is
-    trained along, or by a frozen one in the folder `text_encoder`.
+    trained along, or by a frozen one in the folder `text_encoder`. Of a codec with weights, only its description is in
+    the model's: whoever builds it gives it the weights.
+
+    Raises:
+        IncompatibleError: a codec of data of another shape.
     """
     chosen = _recipe(data, preset, **options)
-    channels, height, width = data.shape
-    side = max(height, width)
+    if codec is not None and tuple(codec.data.shape) != data.shape:
+        raise IncompatibleError(
+            f"the codec is for samples {list(codec.data.shape)}; {data.name} has {list(data.shape)}"
+        )
+    codec = codec or _codec(data)
+    channels, *places = codec.latent.shape
+    side = max(data.shape[1:])
     conditions = {
         name: _condition(data, name, side, text_encoder)
         for name, column in (data.columns if conditional else {}).items()
@@ -59,8 +73,8 @@ def describe_for_data(
         made = build(conditioner)
     planes = made.planes if made is not None else 0
     # A network whose name says its size, or of which nothing is known here, keeps its own.
-    sizes = {"unet": unet_size, "dit": dit_size, "mmdit": mmdit_size}
-    size = sizes[network](side) if network in sizes else {}
+    sizes = LATENT_SIZES if max(places) < side else {"unet": unet_size, "dit": dit_size, "mmdit": mmdit_size}
+    size = sizes[network](max(places)) if network in sizes else {}
     described = {**find("network", network), "channels": channels + planes, **size}
     described["cond_width"] = made.width if made is not None else 0
     if made is not None and made.token_width and takes(described, "token_width"):
@@ -70,7 +84,7 @@ def describe_for_data(
     return {
         "type": "model/diffusion",
         "network": described,
-        "codec": describe(_codec(data)),
+        "codec": describe(codec),
         "recipe": describe(chosen),
         "conditioner": conditioner,
     }
@@ -98,6 +112,41 @@ def describe_classifier(data: ImageDataset, preset: str | None = None, **options
     }
 
 
+def describe_autoencoder(
+    data: ImageDataset, bottleneck: str = "kl", factor: int = 4, channels: int = 4, **reconstruction: Any
+) -> dict[str, Any]:
+    """The description of the autoencoder that `Autoencoder.for_data` makes.
+
+    Args:
+        data: the train split.
+        bottleneck: "kl", "vq" or "fsq", or any other registered one.
+        factor: how many times smaller every side of a latent is, a power of 2.
+        channels: of a latent; those of "fsq" are its levels.
+        reconstruction: `shape` and `rate`.
+
+    Raises:
+        ConfigError: a factor that is no power of 2, or one by which the data's sizes cannot be divided.
+    """
+    side = max(data.shape[1:])
+    if factor < 1 or factor & (factor - 1) or any(size % factor for size in data.shape[1:]):
+        raise ConfigError(
+            f"an autoencoder makes sides 1, 2, 4, 8, … times smaller, and {data.name} is "
+            f"{data.shape[1]} × {data.shape[2]}: a factor of {factor} does not divide that"
+        )
+    found = find("bottleneck", bottleneck)
+    made = build(found | ({"channels": channels} if takes(found, "channels") else {}))
+    width = 32 if side <= 64 else 64
+    multipliers = [min(2**level, 4) for level in range(factor.bit_length())]
+    network = {"channels": data.shape[0], "codes_out": made.codes_out, "codes_in": made.channels}
+    return {
+        "type": "model/autoencoder",
+        "network": {"type": "autoencoder/conv", **network, "width": width, "multipliers": multipliers, "depth": 1},
+        "codec": describe(_codec(data)),
+        "bottleneck": describe(made),
+        "reconstruction": {"type": "objective/reconstruction", **reconstruction},
+    }
+
+
 def _recipe(data: ImageDataset, preset: str | None, **options: Any) -> Recipe:
     """The preset's recipe, which images must fit."""
     betas = {"timesteps", "beta_start", "beta_end", "beta_schedule"} & options.keys()
@@ -111,9 +160,10 @@ def _recipe(data: ImageDataset, preset: str | None, **options: Any) -> Recipe:
 
 
 def _codec(data: ImageDataset) -> Affine:
-    """The codec that is fitted to the data."""
-    pieces = [range(i, min(i + CODEC_BATCH, len(data))) for i in range(0, len(data), CODEC_BATCH)]
-    return Affine.fit([data.batch(piece) for piece in pieces])
+    """The codec that is fitted to the data; of more than CODEC_IMAGES, to as many at even distances."""
+    count = min(len(data), CODEC_IMAGES)
+    chosen = [i * len(data) // count for i in range(count)]
+    return Affine.fit(data.batch(chosen[i : i + CODEC_BATCH]) for i in range(0, count, CODEC_BATCH))
 
 
 def _condition(data: ImageDataset, name: str, side: int, text_encoder: str | None = None) -> dict[str, Any]:
@@ -141,14 +191,14 @@ def _condition(data: ImageDataset, name: str, side: int, text_encoder: str | Non
 
 
 def unet_size(side: int) -> dict[str, Any]:
-    """Width, levels, depth and attention of a U-Net for images whose longer side is `side`."""
+    """Width, levels, depth, attention and groups of a U-Net for images whose longer side is `side`."""
     if side <= 16:
-        return {"width": 32, "multipliers": [1, 2], "depth": 1, "attention": [2]}
+        return {"width": 32, "multipliers": [1, 2], "depth": 1, "attention": [2], "group_width": GROUP_WIDTH}
     if side <= 32:
-        return {"width": 48, "multipliers": [1, 2, 2], "depth": 2, "attention": [4]}
+        return {"width": 48, "multipliers": [1, 2, 2], "depth": 2, "attention": [4], "group_width": GROUP_WIDTH}
     if side <= 64:
-        return {"width": 64, "multipliers": [1, 2, 3, 4], "depth": 2, "attention": [8]}
-    return {"width": 96, "multipliers": [1, 1, 2, 3, 4], "depth": 2, "attention": [16]}
+        return {"width": 64, "multipliers": [1, 2, 3, 4], "depth": 2, "attention": [8], "group_width": GROUP_WIDTH}
+    return {"width": 96, "multipliers": [1, 1, 2, 3, 4], "depth": 2, "attention": [16], "group_width": GROUP_WIDTH}
 
 
 def dit_size(side: int) -> dict[str, Any]:
@@ -171,3 +221,22 @@ def mmdit_size(side: int) -> dict[str, Any]:
     if side <= 64:
         return {"patch": 4, "width": 256, "depth": 6, "heads": 8}
     return {"patch": 8, "width": 384, "depth": 9, "heads": 6}
+
+
+def latent_unet_size(side: int) -> dict[str, Any]:
+    """A U-Net's for latents whose longer side is `side`: each place says more than a pixel, so levels begin wider."""
+    if side <= 8:
+        return {"width": 64, "multipliers": [1, 2], "depth": 1, "attention": [2]}
+    if side <= 16:
+        return {"width": 96, "multipliers": [1, 2], "depth": 2, "attention": [2]}
+    return {"width": 128, "multipliers": [1, 2, 3], "depth": 2, "attention": [4]}
+
+
+def latent_dit_size(side: int) -> dict[str, Any]:
+    """A DiT's for latents whose longer side is `side`."""
+    if side <= 16:
+        return {"patch": 1 if side <= 8 else 2, "width": 256, "depth": 8, "heads": 8}
+    return {"patch": 2, "width": 384, "depth": 12, "heads": 6}
+
+
+LATENT_SIZES = {"unet": latent_unet_size, "dit": latent_dit_size, "mmdit": latent_dit_size}

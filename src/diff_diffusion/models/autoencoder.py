@@ -22,6 +22,7 @@ from diff_diffusion.objectives.denoising import Loss
 from diff_diffusion.objectives.reconstruction import Reconstruction, Width
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise, derive
+from diff_diffusion.sizing import describe_autoencoder
 
 if TYPE_CHECKING:
     from diff_diffusion.data import ImageDataset
@@ -44,6 +45,8 @@ class Autoencoder(Model):
 
     Source: arXiv 1312.6114; arXiv 1711.00937; arXiv 2112.10752.
     """
+
+    codec: Affine
 
     def __init__(
         self,
@@ -71,6 +74,15 @@ class Autoencoder(Model):
     @property
     def conditioner(self) -> Conditions | None:
         return None
+
+    @classmethod
+    def for_data(cls, data: ImageDataset, bottleneck: str = "kl", seed: int = 0, **options: Any) -> Autoencoder:
+        """An autoencoder sized for `data`, the train split; `options` as for `describe_autoencoder`.
+
+        Raises:
+            ConfigError: an unknown bottleneck, or a factor that does not divide the data's sizes.
+        """
+        return cls.from_description(describe_autoencoder(data, bottleneck, **options), seed)
 
     # ---- trained --------------------------------------------------------------------------------------------------
 

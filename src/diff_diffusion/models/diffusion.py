@@ -9,7 +9,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from diff_diffusion.codecs.affine import Affine
+from diff_diffusion.codecs.codec import Codec, learned
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
 from diff_diffusion.conditions.labels import ClassLabel
@@ -50,9 +50,7 @@ class DiffusionModel(Model):
     >>> model = DiffusionModel.for_data(load_image_dataset("digits"))  # doctest: +SKIP
     """
 
-    def __init__(
-        self, network: nn.Module, codec: Affine, recipe: Recipe, conditioner: Conditions | None = None
-    ) -> None:
+    def __init__(self, network: nn.Module, codec: Codec, recipe: Recipe, conditioner: Conditions | None = None) -> None:
         super().__init__()
         check_fits(recipe.sampler, recipe.process)
         self.denoiser = NetworkDenoiser(network, recipe.process, recipe.target, conditioner)
@@ -69,9 +67,11 @@ class DiffusionModel(Model):
         self.facts: dict[str, Any] = {}
         self.ema: dict[str, Tensor] | None = None
         self.requires_grad_(True)
+        if (weights := learned(codec)) is not None:
+            weights.requires_grad_(False)
         self._losses = 0
 
-    def _check_channels(self, codec: Affine) -> None:
+    def _check_channels(self, codec: Codec) -> None:
         """Nothing, or an IncompatibleError where the network does not see the data's channels and the planes beside."""
         planes = self.conditioner.planes if self.conditioner is not None else 0
         takes, shape = getattr(self.network, "channels", None), codec.latent.shape
@@ -95,7 +95,13 @@ class DiffusionModel(Model):
 
     @classmethod
     def for_data(
-        cls, data: ImageDataset, preset: str | None = None, seed: int = 0, network: str = "unet", **options: Any
+        cls,
+        data: ImageDataset,
+        preset: str | None = None,
+        seed: int = 0,
+        network: str = "unet",
+        codec: Codec | None = None,
+        **options: Any,
     ) -> DiffusionModel:
         """A model sized for `data`: channels, classes and statistics from it, the network's size from its resolution.
 
@@ -104,14 +110,23 @@ class DiffusionModel(Model):
             preset: a name in `diff_diffusion.presets`; "rectified_flow" unless betas are given, then "ddim".
             seed: of the initial weights.
             network: "unet", "dit" or any other registered network's name.
+            codec: what the data are worked on as, such as an autoencoder's latents; pixels when left out.
             options: `conditional=False` for a model that learns nothing of the data's columns; and arguments of the
                 preset: `timesteps`, `beta_start`, `beta_end`, `beta_schedule`, `num_inference_steps`.
 
         Raises:
             ConfigError: an unknown preset, network or option.
         """
-        description = describe_for_data(data, preset, network, **options)
-        return cls.from_description(description, seed)
+        description = describe_for_data(data, preset, network, codec=codec, **options)
+        model = cls.from_description(description, seed)
+        model.take_weights(codec)
+        return model
+
+    def take_weights(self, codec: Codec | None) -> None:
+        """Gives the model's codec, which is described alike, the weights of `codec`, if they have any."""
+        mine, other = learned(self.codec), learned(codec)
+        if mine is not None and other is not None:
+            mine.load_state_dict(other.state_dict())
 
     # ---- asked ----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,8 @@ BATCH = 128
 
 @torch.no_grad()
 def held_out_loss(model: Model, data: ImageDataset) -> dict[str, Any]:
-    """The model's loss on images it is not trained on: {"mean": …, "levels": [[λ, loss], …]}.
+    """The model's loss on images it is not trained on: {"mean": …, "levels": [[λ, loss], …]}, the latter of what has
+    levels of noise.
 
     The same images, noise levels and noise every time, so that two numbers differ by the weights alone: image i is
     asked at the middle of stratum i mod 8 of the model's levels. Of more than 512 images those at even distances are
@@ -38,5 +40,6 @@ def held_out_loss(model: Model, data: ImageDataset) -> dict[str, Any]:
             losses.append(loss.per_sample.double().cpu())
             levels.append(loss.log_snr)
     per_image, log_snr = torch.cat(losses), torch.cat(levels)
-    table = [[float(log_snr[k]), float(per_image[k::LEVELS].mean())] for k in range(min(LEVELS, count))]
+    noisy = [k for k in range(min(LEVELS, count)) if math.isfinite(log_snr[k])]
+    table = [[float(log_snr[k]), float(per_image[k::LEVELS].mean())] for k in noisy]
     return {"mean": float(per_image.mean()), "levels": table}

@@ -6,7 +6,7 @@ import hashlib
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -17,7 +17,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from diff_diffusion import __version__
-from diff_diffusion.codecs.affine import Affine
+from diff_diffusion.codecs.codec import Codec
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
 from diff_diffusion.conditions.labels import ClassLabel
@@ -52,7 +52,7 @@ class Model(nn.Module, ABC):
         ema: the averaged weights by name while it is in training, else None.
     """
 
-    codec: Affine
+    codec: Codec
     learns: nn.ModuleDict
     facts: dict[str, Any]
     ema: dict[str, Tensor] | None
@@ -228,7 +228,9 @@ class Model(nn.Module, ABC):
         """What a model folder holds: its files, of which the weights' are views of the model, and the manifest's
         entries."""
         raw = self.state_dict()
-        tensors = {f"ema/{name}": value for name, value in (raw | (self.ema or {})).items()}  # buffers have no average
+        once = self._fixed()
+        averaged = {name: value for name, value in (raw | (self.ema or {})).items() if name not in once}
+        tensors = {f"ema/{name}": value for name, value in averaged.items()}  # buffers have no average
         tensors |= {f"raw/{name}": value for name, value in raw.items()}
         bad = [name for name, value in tensors.items() if not finite(value)]
         if bad:
@@ -242,6 +244,10 @@ class Model(nn.Module, ABC):
             "README.md": card(str(facts.get("name", "model")), description, facts, asked).encode(errors="replace"),
         }
         return files, {"version": __version__, "model": description}
+
+    def _fixed(self) -> set[str]:
+        """The weights that do not learn, such as a codec's: they have no average, and are stored once."""
+        return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     def save(self, folder: str | Path) -> None:
         """A model folder at `folder`, whole or not at all: config.json, model.safetensors, facts.json, README.md.
@@ -297,6 +303,7 @@ class Model(nn.Module, ABC):
         if not isinstance(shape_of, cls):
             raise CheckpointError(f"it describes a {type(shape_of).__name__}, and a {cls.__name__} is needed here")
         chosen = {name.removeprefix(f"{weights}/"): t for name, t in tensors.items() if name.startswith(f"{weights}/")}
+        chosen |= {name: tensors[f"raw/{name}"] for name in shape_of._fixed() if f"raw/{name}" in tensors}
         _same_keys(shape_of.state_dict(), chosen)
         model = cls.from_description(description)
         model.load_state_dict(chosen)
@@ -329,5 +336,5 @@ def _spares(folder: Path) -> list[Path]:
     return [*aside, *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
 
 
-def _few(values: tuple[float, ...]) -> str:
+def _few(values: Sequence[float]) -> str:
     return listed([f"{value:.5g}" for value in values], 4)

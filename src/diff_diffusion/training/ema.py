@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """An exponential moving average of a module's parameters.
+    """An exponential moving average of a module's parameters that learn.
 
     Args:
         module: whose parameters are averaged.
@@ -18,9 +18,9 @@ class Ema:
     """
 
     def __init__(self, module: nn.Module, values: Mapping[str, Tensor] | None = None) -> None:
-        self.parameters = dict(module.named_parameters())
+        self.parameters = {name: each for name, each in module.named_parameters() if each.requires_grad}
         self.values = {
-            name: (values[name] if values is not None else parameter).detach().clone().to(parameter.device)
+            name: torch.empty_like(parameter).copy_(values[name] if values is not None else parameter).detach()
             for name, parameter in self.parameters.items()
         }
 

@@ -1,0 +1,110 @@
+"""A diffusion model in an autoencoder's latents: the codec's weights stay, are stored once, and nobody else knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diff_diffusion import DiffusionModel, TrainSettings, load_image_dataset, train
+from diff_diffusion.codecs.autoencoded import Autoencoded
+from diff_diffusion.data import ImageDataset
+from diff_diffusion.errors import IncompatibleError
+from diff_diffusion.models import Autoencoder, Model
+from diff_diffusion.sizing import describe_autoencoder, describe_for_data
+
+SMALL = {"width": 8, "multipliers": [1, 2], "depth": 1, "attention": []}
+SETTINGS = TrainSettings(steps=4, batch_size=16, precision="fp32", warmup_steps=1)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageDataset:
+    return load_image_dataset("digits").split()[0]
+
+
+@pytest.fixture(scope="module")
+def codec(data: ImageDataset) -> Autoencoded:
+    description = describe_autoencoder(data, factor=2, channels=3)
+    description["network"]["width"] = 8
+    return Autoencoder.from_description(description, seed=5).as_codec(data)
+
+
+def latent_model(data: ImageDataset, codec: Autoencoded, preset: str | None = None) -> DiffusionModel:
+    description = describe_for_data(data, preset, codec=codec)
+    description["network"] |= SMALL
+    description["recipe"]["grid"]["num_steps"] = 2
+    model = DiffusionModel.from_description(description)
+    model.take_weights(codec)
+    return model
+
+
+def test_a_model_for_data_and_a_codec_works_on_its_latents(data: ImageDataset, codec: Autoencoded) -> None:
+    model = DiffusionModel.for_data(data, codec=codec)
+    assert model.codec.latent.shape == (3, 4, 4)
+    x, _ = model.walk([0, 1], {"label": ["3", "4"]})
+    assert x.shape == (2, 3, 4, 4)
+    images = data.batch(range(4))
+    assert torch.equal(model.codec.encode(images), codec.encode(images)), "it has the codec's own weights"
+
+
+def test_training_leaves_the_codec_alone_and_its_weights_are_stored_once(
+    data: ImageDataset, codec: Autoencoded, tmp_path: Path
+) -> None:
+    model = latent_model(data, codec)
+    list(train(model, data, tmp_path / "潜空间", SETTINGS))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.codec.state_dict().values(), codec.state_dict().values(), strict=True)
+    )  # type: ignore[attr-defined]
+    stored = load_file(tmp_path / "潜空间" / "model.safetensors")
+    names = {name.split("/", 1)[1] for name in stored}
+    assert {f"codec.{name}" for name in codec.state_dict()} <= names
+    assert not [name for name in stored if name.startswith("ema/codec.")]
+    assert any(
+        not torch.equal(stored[f"ema/{name}"], stored[f"raw/{name}"]) for name in names if f"ema/{name}" in stored
+    )
+    moments = load_file(tmp_path / "潜空间" / "train_state.safetensors")
+    assert moments
+    assert not [name for name in moments if name.startswith("codec.")]
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_loaded_it_draws_the_same(data: ImageDataset, codec: Autoencoded, tmp_path: Path, weights: str) -> None:
+    list(train(latent_model(data, codec), data, tmp_path / "run", SETTINGS))
+    first, again = (Model.load(tmp_path / "run", weights) for _ in range(2))
+    assert isinstance(first, DiffusionModel)
+    assert isinstance(again, DiffusionModel)
+    first.save(tmp_path / "copy")
+    copied = DiffusionModel.load(tmp_path / "copy")
+    samples = [each.sample(2, cond="3") for each in (first, again, copied)]
+    assert samples[0].shape == (2, 1, 8, 8)
+    assert torch.equal(samples[0], samples[1])
+    assert torch.equal(samples[0], samples[2])
+    images = data.batch(range(3))
+    assert torch.equal(first.codec.encode(images), codec.encode(images))
+
+
+def test_a_run_that_goes_on_ends_with_the_same_bytes(data: ImageDataset, codec: Autoencoded, tmp_path: Path) -> None:
+    for name, stops in (("一", [4]), ("二", [1, 4])):
+        for steps in stops:
+            settings = SETTINGS.model_copy(update={"steps": steps})
+            list(train(latent_model(data, codec), data, tmp_path / name, settings))
+    for file in ("model.safetensors", "train_state.safetensors"):
+        assert (tmp_path / "一" / file).read_bytes() == (tmp_path / "二" / file).read_bytes()
+
+
+@pytest.mark.parametrize("preset", ["ddpm", "edm", "rectified_flow"])
+def test_presets_that_clip_do_not_clip_latents(data: ImageDataset, codec: Autoencoded, preset: str) -> None:
+    """Latents have no range, so both bounds are infinite."""
+    model = latent_model(data, codec, preset)
+    assert bool(torch.isfinite(model.sample(2)).all())
+    far = torch.full((1, 3, 4, 4), 7.0)
+    low, high = model.codec.bounds
+    assert torch.equal(far.clamp(low, high), far)
+
+
+def test_a_codec_of_other_data_is_refused_with_both_shapes(codec: Autoencoded) -> None:
+    other = ImageDataset.from_arrays(torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(IncompatibleError, match=r"samples \[1, 8, 8\]; arrays has \[3, 16, 16\]"):
+        DiffusionModel.for_data(other, codec=codec)
