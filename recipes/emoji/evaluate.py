@@ -24,7 +24,7 @@ from diff_diffusion import DiffusionModel
 from diff_diffusion.errors import ConfigError, DiffusionError, IncompatibleError
 from diff_diffusion.pictures import sheet, write_png
 from diff_diffusion.storage.folder import to_json, write_file
-from dual import Dual, load_duals
+from dual import Dual, judged, load_duals
 from pairs import LANGUAGES, Pairs, read_pairs
 from retrieval import Retrieval, table
 
@@ -69,8 +69,8 @@ def judgements(
     wanted = [caption for caption in captions for _ in range(each)]
     found = {}
     for name, dual in duals.items():
-        found[f"drawn, to the {name}"] = dual.judge(pictures, wanted)
-        found[f"real, to the {name}"] = dual.judge(val.images, captions)
+        found[f"drawn, to the {name}"] = judged(dual, pictures, wanted)
+        found[f"real, to the {name}"] = judged(dual, val.images, captions)
     return found
 
 

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from diff_diffusion.evaluation.captions import FEW, first_of_few
 from diff_diffusion.evaluation.score import interval
-
-FEW = 20  # candidates of the easier question
-
-
-def ranks(alike: Tensor, own: Sequence[int]) -> Tensor:
-    """The rank, from 1, of each picture's own prompt among all of them. What ties with it ranks before it.
-
-    Args:
-        alike: how alike each picture and each prompt are [N, prompts].
-        own: for each picture, which of the prompts is its own.
-    """
-    mine = alike[torch.arange(len(alike)), torch.as_tensor(own)]
-    # Asked this way round, a similarity that is no number counts against the picture.
-    return (~(alike < mine[:, None])).sum(1)
 
 
 @dataclass(frozen=True)
@@ -63,15 +48,11 @@ class Retrieval:
         """
         few, trials = min(FEW, prompts), min(prompts, len(ranks))
 
-        def share(right: Sequence[float]) -> Share:
-            mean = math.fsum(right) / len(right)
+        def share(mean: float) -> Share:
             return Share(mean, *interval(mean * trials, trials))
 
-        # A picture of rank r is first of few where the others are drawn from the prompts - r that it beats.
-        draws = math.comb(prompts - 1, few - 1)
-        of_few = [math.comb(prompts - rank, few - 1) / draws for rank in ranks.tolist()]
-        first, in_five = (share((ranks <= last).double().tolist()) for last in (1, 5))
-        return cls(prompts, few, first, in_five, share(of_few))
+        first, in_five = (share(float((ranks <= last).double().mean())) for last in (1, 5))
+        return cls(prompts, few, first, in_five, share(first_of_few(ranks, prompts, few)))
 
 
 def table(rows: Mapping[str, Retrieval]) -> str:

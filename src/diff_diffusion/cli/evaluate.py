@@ -16,6 +16,8 @@ from diff_diffusion.cli.sample import load
 from diff_diffusion.data import ImageDataset, load_image_dataset
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.evaluation.beside import ClassRow
+from diff_diffusion.evaluation.captions import caption_column
+from diff_diffusion.evaluation.dual import Dual, dual_of, load_dual, save_dual
 from diff_diffusion.evaluation.evaluate import draw_share, evaluate
 from diff_diffusion.evaluation.feature_networks import FeatureNetwork, Pixels, random_features
 from diff_diffusion.evaluation.features import Classifier, load_classifier, save_classifier, train_classifier
@@ -23,6 +25,7 @@ from diff_diffusion.evaluation.findings import Evaluation
 from diff_diffusion.evaluation.outside import inception, onnx_features
 from diff_diffusion.evaluation.records import FOLDER, Comparison, Record, read_records, side_by_side
 from diff_diffusion.evaluation.report import write_report
+from diff_diffusion.models import DiffusionModel
 from diff_diffusion.storage.folder import refusals
 
 
@@ -32,6 +35,7 @@ def run(
     num: int | None,
     features: str | None,
     judge: Path | None,
+    captions_judge: Path | None,
     against: Path | None,
     steps: int | None,
     sampler: str | None,
@@ -70,6 +74,7 @@ def run(
         num,
         features=network,
         judge=given or _judge(images, judge, home),
+        captions_judge=_captions_judge(model, images, captions_judge, home),
         seed=seed,
         steps=steps,
         sampler=sampler,
@@ -167,6 +172,24 @@ def _judge(images: ImageDataset, file: Path | None, home: Path) -> Classifier | 
     return judge
 
 
+def _captions_judge(model: DiffusionModel, images: ImageDataset, file: Path | None, home: Path) -> Dual | None:
+    """The judge in a file, the one of an earlier evaluation, or a new one; None where no captions are asked for."""
+    train, _ = images.split()
+    if file is not None:
+        return load_dual(file, train)
+    column = caption_column(train, model.known(train.columns))
+    if column is None:
+        return None
+    kept = home / f"captions-{train.fingerprint()[:8]}.safetensors"
+    if kept.exists():
+        return load_dual(kept, train)
+    dual = dual_of(train, column)
+    with refusals(home):
+        home.mkdir(parents=True, exist_ok=True)
+    save_dual(dual, train, kept)
+    return dual
+
+
 def tell(found: Evaluation) -> None:
     """Warnings, then tables as aligned lines."""
     for warning in found.warnings:
@@ -190,6 +213,15 @@ def tell(found: Evaluation) -> None:
             _lines(
                 [[what, "share", "of real", "as asked", "judge on real", "look real", "real do"], *map(_fares, table)]
             )
+    if found.captions is not None:
+        shown = found.captions
+        share, real = (
+            f"{100 * part:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+            for part, (low, high) in (shown.share, shown.real)
+        )
+        typer.echo(
+            f"{shown.column}: {share} of {shown.n} samples show their own of {shown.few} captions, {real} of real"
+        )
     loss, seen = found.held_out_loss["mean"], found.train_loss["mean"]
     bits = "" if found.bits is None else f"; {found.bits.bits:.3f} bits per dimension"
     typer.echo(f"loss {loss:.4g} on held-out images, {seen:.4g} on training images{bits}")

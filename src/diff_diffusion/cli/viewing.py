@@ -28,7 +28,7 @@ def inspect(data: Data, size: Size = None, as_json: Json = False) -> None:
 
 
 def info(run: Run, as_json: Json = False) -> None:
-    """What a model is: its parts, its facts, what it can be asked for."""
+    """What a model is: its parts, its facts, what it can be asked for, and how it was evaluated if it was."""
     from diff_diffusion.cli.look import info as look
 
     look(run, as_json)
@@ -104,6 +104,9 @@ def evaluate(
             help="The judge that another evaluation on the same data left in its folder: the same features then."
         ),
     ] = None,
+    captions_judge: Annotated[
+        Path | None, typer.Option(help="Likewise the captions-….safetensors that another evaluation left.")
+    ] = None,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -137,7 +140,7 @@ def evaluate(
     """
     from diff_diffusion.cli.evaluate import run as measure
 
-    measure(run, data, num, features, judge, against, steps, sampler, guidance, seed, weights, as_json)
+    measure(run, data, num, features, judge, captions_judge, against, steps, sampler, guidance, seed, weights, as_json)
 
 
 def doctor(as_json: Json = False) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.evaluation.audit import Audit, audit, nearest_training, pairs_sheet, real_images
-from diff_diffusion.evaluation.feature_networks import Pixels, random_features
+from diff_diffusion.evaluation.feature_networks import FeatureNetwork, Pixels, random_features
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.pictures import write_png
 from diff_diffusion.storage.folder import refusals, to_json, write_file
@@ -85,7 +85,7 @@ def look_for_copies(
     cond = model.known(train.cond([rows[i % len(rows)] for i in range(num)]))
     samples = model.sample(num, cond=cond, seed=seed, steps=_steps(model)).round().clamp(0, 255).to(torch.uint8)
     real, own, what = real_images(train, held_out)
-    networks = (Pixels(train.shape), random_features(train.shape))
+    networks: tuple[FeatureNetwork, ...] = (Pixels(train.shape), random_features(train.shape))
     asked = [(network, network.features(torch.cat([samples, real]))) for network in networks]
     pixels, features = nearest_training(asked, torch.cat([_nobody(num), own]), train)
     found = audit(pixels.split(num), features.split(num), what)

@@ -16,10 +16,12 @@ from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.survey import Progress
 from diff_diffusion.errors import ConfigError
-from diff_diffusion.evaluation.attributes import attributes, label_rows
-from diff_diffusion.evaluation.audit import Audit, audit, nearest_training, real_images
+from diff_diffusion.evaluation.attributes import attributes, label_rows, parts_of
+from diff_diffusion.evaluation.audit import Audit, audit, nearest_training, pairs_sheet, real_images
 from diff_diffusion.evaluation.beside import ClassRow, channels
+from diff_diffusion.evaluation.captions import CaptionJudge, caption_agreement, caption_column
 from diff_diffusion.evaluation.distances import diversity
+from diff_diffusion.evaluation.dual import dual_of
 from diff_diffusion.evaluation.feature_networks import FeatureNetwork, Pixels, random_features
 from diff_diffusion.evaluation.features import Classifier, train_classifier
 from diff_diffusion.evaluation.findings import Evaluation, warnings
@@ -51,6 +53,7 @@ def evaluate(
     *,
     features: FeatureNetwork | None = None,
     judge: Classifier | None = None,
+    captions_judge: CaptionJudge | None = None,
     seed: int = 0,
     steps: int | None = None,
     sampler: Sampler | str | None = None,
@@ -73,6 +76,8 @@ def evaluate(
         features: the network that distances are measured on; the judge when left out, or random features where the
             data have no labels.
         judge: a classifier of the data's classes that saw the train split alone; trained on the spot when left out.
+        captions_judge: what tells whether images show their captions; a dual encoder trained on the spot on the train
+            split when left out and samples are asked for captions.
         seed: of the first sample.
         steps, sampler, guidance: the model's own where None.
         weights: which of the model's weights it holds, for the records.
@@ -89,6 +94,9 @@ def evaluate(
     train, held_out = data.split()
     samples, num = _asked_for(model, train, held_out, num, seed, steps, sampler, guidance, folder)
     asked, order = samples.asked, _some(len(held_out), len(held_out))
+    said, asked_of = caption_column(train, asked), min(num, len(held_out))
+    if captions_judge is not None and said is None:
+        raise ConfigError("a judge of captions was given, and samples are asked for none: leave it out")
     say: Callable[[str], Progress | None] = tell or (lambda what: None)
     if judge is None and train.labels is not None and len(train.class_names) > 1:
         judge = train_classifier(train, held_out)
@@ -127,6 +135,10 @@ def evaluate(
     fair = attributes(
         samples.parts(num), num, asked, train, held_out, _some(len(train), REFERENCE), progress=say("judging columns")
     )
+    shown = None
+    if said is not None and asked is not None and len(set(asked[said][:asked_of])) > 1:
+        reader, real_parts = captions_judge or dual_of(train, said), parts_of(held_out, order[:asked_of])
+        shown = caption_agreement(reader, said, asked[said][:asked_of], samples.parts(num), real_parts)
     bits = None
     if isinstance(model.recipe.process, Gaussian):
         bits = bits_per_dim(model, held_out, num=BITS_OF, progress=say("measuring likelihood"))
@@ -142,6 +154,7 @@ def evaluate(
         judge=None if judge is None else (judge.name, judge.test_accuracy),
         classes=classes,
         attributes=fair,
+        captions=shown,
         audit=found,
         warnings=(),
         pictures=_pictures(samples, num, held_out.batch(order[:SHOWN]), train, found),
@@ -253,11 +266,9 @@ def _parts(data: ImageDataset) -> Any:
 
 
 def _pictures(samples: Samples, num: int, real: Tensor, train: ImageDataset, found: Audit) -> dict[str, Image]:
-    closest = {sample: samples.image(sample, num) for sample, _, _ in found.pairs}
-    copied = train.batch([index for _, index, _ in found.pairs])
-    pairs = torch.cat([torch.stack([closest[sample] for sample, _, _ in found.pairs]), copied])
+    closest = torch.stack([samples.image(sample, num) for sample, _, _ in found.pairs])
     return {
         "samples": sheet(next(samples.parts(num))[:SHOWN], COLUMNS),
         "real": sheet(real, COLUMNS),
-        "nearest": sheet(pairs, len(found.pairs), labels=["sample", "training"]),
+        "nearest": pairs_sheet(closest, found, train),
     }

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.rng import generator
@@ -165,7 +166,7 @@ class _RandomCnn(nn.Module):
         super().__init__()
         stages, rng = max(1, min(4, min(sides).bit_length() - 1)), generator(0, "random features")
         self.stages = nn.ModuleList(
-            nn.Conv2d(channels if i == 0 else width, width, 3, padding=1) for i in range(stages)
+            skip_init(nn.Conv2d, channels if i == 0 else width, width, 3, padding=1) for i in range(stages)
         )
         for stage in self.stages:
             assert isinstance(stage, nn.Conv2d)

@@ -12,6 +12,7 @@ from diff_diffusion.errors import listed
 from diff_diffusion.evaluation.attributes import Attribute
 from diff_diffusion.evaluation.audit import Audit
 from diff_diffusion.evaluation.beside import Channel, ClassRow
+from diff_diffusion.evaluation.captions import CaptionAgreement
 from diff_diffusion.evaluation.likelihood import BitsPerDim
 from diff_diffusion.evaluation.records import Record, Setting
 
@@ -36,6 +37,7 @@ class Evaluation:
         judge: the classifier that told labels, and its accuracy on held-out images; None without labels.
         classes: a row for each class.
         attributes: a table like it for every other column of few values; quality is told on their judge's features.
+        captions: how many samples show their caption; None where they were asked for none.
         audit: whether samples copy training images.
         warnings: what to know before any number is believed, the gravest first.
         pictures: sheets of samples, of real images asked for the same, and of samples over their nearest training
@@ -53,6 +55,7 @@ class Evaluation:
     judge: tuple[str, float] | None
     classes: tuple[ClassRow, ...]
     attributes: tuple[Attribute, ...]
+    captions: CaptionAgreement | None
     audit: Audit
     warnings: tuple[str, ...]
     pictures: dict[str, Image] = field(default_factory=dict, compare=False, repr=False)
@@ -63,6 +66,7 @@ class Evaluation:
         return told | {
             "audit": self.audit.to_json(),
             "classes": [row.to_json() for row in self.classes],
+            "captions": None if self.captions is None else self.captions.to_json(),
             "attributes": [attribute.to_json() for attribute in self.attributes],
         }
 
@@ -85,6 +89,15 @@ def warnings(found: Evaluation) -> list[str]:
             told.append(f"{what} drawn too rarely or wrongly, beyond chance: {listed(behind)}")
         if worse:
             told.append(f"{what} drawn worse than real images of their kind, beyond chance: {listed(worse)}")
+    if found.captions is not None and found.captions.weak:
+        told.append(
+            f"captions cannot be judged: {found.captions.judge} finds those of real images no better than chance"
+        )
+    elif found.captions is not None and found.captions.behind:
+        shares = (f"{100 * share[0]:.1f} %" for share in (found.captions.share, found.captions.real))
+        told.append(
+            "captions are not drawn as real images show them: {} of samples are found, {} of those".format(*shares)
+        )
     if found.setting.weights == "raw":
         told.append("these are the raw weights; the averaged ones are what `sample` uses")
     small = min((record.n for record in found.records), default=SMALL)

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL.Image import Image
 
 from diff_diffusion.evaluation.beside import ClassRow, Share
+from diff_diffusion.evaluation.captions import CaptionAgreement
 from diff_diffusion.evaluation.findings import Evaluation
 from diff_diffusion.evaluation.records import Record
 from diff_diffusion.storage.folder import refusals, to_json, write_file
@@ -90,6 +91,8 @@ def report(found: Evaluation) -> str:
         parts += _fares("Classes", "class", found.classes, found.judge)
     for attribute in found.attributes:
         parts += _fares(attribute.name, "value", attribute.rows, attribute.judge)
+    if found.captions is not None:
+        parts += _captions(found.captions)
     parts += ["<h2>Loss at each noise level</h2>", _curves(found), *_beside(found)]
     parts.append(
         f"<footer>model {_text(of.model)} · data {_text(of.fingerprint)}, {_text(of.split)} · "
@@ -149,6 +152,17 @@ def _fares(title: str, what: str, rows: Sequence[ClassRow], judge: tuple[str, fl
     )
     marked = [row.behind or row.worse for row in rows]
     return [f"<h2>{_text(title)}</h2>", _table(head, cells, marked), f'<p class="soft">{_text(says)}</p>']
+
+
+def _captions(of: CaptionAgreement) -> list[str]:
+    says = (
+        f"Told by {of.judge}, among an image's own and {of.few - 1} others of {of.captions} held-out captions; chance "
+        f"is {100 / of.few:.1f} %. What it finds of real images, whose captions it never saw, is the most that can be "
+        f"expected; n = {of.n}."
+    )
+    rows = [["find their own caption first", _share(of.share), _share(of.real)]]
+    table = _table((of.column, "samples", "real images"), rows, [of.behind])
+    return ["<h2>Captions</h2>", table, f'<p class="soft">{_text(says)}</p>']
 
 
 def _audit(found: Evaluation) -> list[str]:
