@@ -25,7 +25,28 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --no-deps k-diffusion
 	@touch $@ $(VENV)/.demo
 
-$(VENV)/.# What a run of some hours found before it was stopped is kept in runs/bench, and the next goes on from there.
+$(VENV)/.bench: $(VENV)/.dev
+	$(INSTALL) -e '.[bench]'
+	$(INSTALL) --no-deps denoising-diffusion-pytorch
+	@touch $@
+
+demo: $(VENV)/.demo  ## train, sample and evaluate on real handwritten digits; pictures land in demo/
+	GOMP_SPINCOUNT=10000 $(BIN)/python examples/digits.py --out demo
+
+test: $(VENV)/.dev  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy, strict, on src
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## the documentation in docs/_build, warnings as errors
+	$(SPHINX) docs docs/_build
+
+# What a run of some hours found before it was stopped is kept in runs/bench, and the next goes on from there.
 bench: $(VENV)/.bench  ## every benchmark, some hours on a machine of one's own; the page is docs/benchmarks.md
 	$(BIN)/python benchmarks/costs.py
 	$(BIN)/python benchmarks/step_overhead.py --json benchmarks/results/step_overhead.json
