@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FUSED_ABOVE = 1024
-"""Keys up to which scores are kept for the gradient, in bfloat16 on a CPU: the fused kernel keeps none, and its gradient
-takes two to thirty times as long there (torch 2.13)."""
+"""Keys up to which scores are kept for the gradient, in bfloat16 on a CPU: the fused kernel keeps none, and its
+gradient takes two to thirty times as long there (torch 2.13)."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
