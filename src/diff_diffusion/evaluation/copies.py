@@ -24,7 +24,7 @@ FEWEST, MOST = 64, 256
 """Samples below which nothing could be told, and above which little more."""
 SHARE = 0.05
 """Of the training's work, what a search may take."""
-STEPS = 50
+STEPS, PART = 50, 128
 RECORD, PICTURE = "audit.json", "nearest.png"
 
 
@@ -86,7 +86,8 @@ def look_for_copies(
     samples = model.sample(num, cond=cond, seed=seed, steps=_steps(model)).round().clamp(0, 255).to(torch.uint8)
     real, own, what = real_images(train, held_out)
     networks: tuple[FeatureNetwork, ...] = (Pixels(train.shape), random_features(train.shape))
-    asked = [(network, network.features(torch.cat([samples, real]))) for network in networks]
+    images = torch.cat([samples, real]).split(PART)
+    asked = [(network, torch.cat([network.features(part) for part in images])) for network in networks]
     pixels, features = nearest_training(asked, torch.cat([_nobody(num), own]), train)
     found = audit(pixels.split(num), features.split(num), what)
     closest = samples[[sample for sample, _, _ in found.pairs]]
