@@ -87,6 +87,7 @@ EXAMPLES: dict[str, list[Description]] = {
             }
         },
     ],
+    "critic/patch": [{"channels": 2, "width": 8}, {"channels": 1, "width": 8, "layers": 1}],
     "encoder/text": [TEXT_ENCODER],
     "grid/churn": [{"grid": {"type": "grid/log_snr"}, "s_churn": 5.0, "s_min": 0.0, "s_max": 1000.0}],
     "grid/karras": [{"rho": 3.0, "sigma_min": 0.01, "sigma_max": 30.0}],

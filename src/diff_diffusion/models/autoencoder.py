@@ -15,10 +15,12 @@ from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.codecs.bottleneck import Bottleneck, Passed, Tokens
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
+from diff_diffusion.core.denoiser import LOG_SNR_LIMIT
 from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models.model import Model
 from diff_diffusion.networks.autoencoder import ConvAutoencoder
 from diff_diffusion.objectives.denoising import Loss
+from diff_diffusion.objectives.perception import balance, taken_for_real, told_apart, unlike
 from diff_diffusion.objectives.reconstruction import Reconstruction, Width
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise, derive
@@ -39,6 +41,9 @@ class Autoencoder(Model):
         codec: from data units to what the network works on.
         bottleneck: what a latent is: Gaussian, or one of a finite number of codes.
         reconstruction: what it learns.
+        critic: (x [B, C, H, W]) to scores [B, patches] of what seems real: the opponent that learns along.
+        eye: a trained classifier's network, with `features(x, log_snr)`, by which pictures are compared; it stays as
+            it is.
 
     Raises:
         IncompatibleError: a network of other channels than the bottleneck's or the data's.
@@ -47,6 +52,7 @@ class Autoencoder(Model):
     """
 
     codec: Affine
+    eye: Any
 
     def __init__(
         self,
@@ -54,6 +60,8 @@ class Autoencoder(Model):
         codec: Affine,
         bottleneck: Bottleneck,
         reconstruction: Reconstruction | None = None,
+        critic: nn.Module | None = None,
+        eye: nn.Module | None = None,
     ) -> None:
         super().__init__()
         found = (network.channels, network.codes_out, network.codes_in)
@@ -65,6 +73,9 @@ class Autoencoder(Model):
             )
         self.network, self.codec, self.bottleneck = network, codec, bottleneck
         self.reconstruction = reconstruction or Reconstruction()
+        self.critic, self.eye = critic, eye
+        if eye is not None:
+            eye.requires_grad_(False)
         # What is averaged and not optimised: saved with the weights, like any part that learns by being used.
         averages: dict[str, nn.Module] = {"width": Width()}
         self.learns = nn.ModuleDict(averages | ({"codes": bottleneck} if isinstance(bottleneck, Tokens) else {}))
@@ -91,7 +102,13 @@ class Autoencoder(Model):
     ) -> Loss:
         passed, decoded = self._passed(latents, noise)
         self._width.learn(self.reconstruction.deviation(latents, decoded))
-        return self._loss(latents, passed, decoded)
+        loss = self._loss(latents, passed, decoded)
+        if self.critic is None or int(self._width.batches) <= self.reconstruction.start:
+            return loss
+        fooling = taken_for_real(self.critic, decoded)
+        pull = self.reconstruction.adversarial * balance(loss.mean, fooling.mean(), self.network.last)
+        per_sample = loss.per_sample + pull * fooling + told_apart(self.critic, latents, decoded)
+        return Loss(per_sample.mean(), per_sample, loss.log_snr)
 
     def held_out_levels(self, count: int) -> Tensor:
         """No sample is noised."""
@@ -104,6 +121,9 @@ class Autoencoder(Model):
         """-ln p(x | z) + β rate(z) by the number of a sample's numbers, and the bottleneck's commitment."""
         nats = self.reconstruction.nats(x, decoded, self._width.value) + self.reconstruction.rate * passed.nats
         per_sample = nats / x[0].numel() + passed.commitment
+        if self.eye is not None:
+            seen = [self.eye.features(each, torch.full((len(x),), LOG_SNR_LIMIT)) for each in (x, decoded)]
+            per_sample = per_sample + self.reconstruction.perceptual * unlike(*seen)
         return Loss(per_sample.mean(), per_sample, torch.full((len(x),), math.inf, dtype=torch.float64))
 
     def _passed(self, x: Tensor, noise: Noise) -> tuple[Passed, Tensor]:

@@ -98,9 +98,17 @@ class UNetEncoder(nn.Module):
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """x [B, C, H, W], log_snr [B] in ±20, to [B, num_classes]."""
-        emb = functional.silu(self.level(log_snr))
-        x = self.enter(x)
-        for block in self.blocks:
-            x = block(x, emb) if isinstance(block, ResidualBlock) else block(x)
-        scores: Tensor = self.leave(functional.silu(self.norm(x)).mean((2, 3)))
+        scores: Tensor = self.leave(functional.silu(self.norm(self.features(x, log_snr)[-1])).mean((2, 3)))
         return scores
+
+    def features(self, x: Tensor, log_snr: Tensor) -> list[Tensor]:
+        """What each residual block gives, [B, channels, height, width] each, the first ones the largest."""
+        emb = functional.silu(self.level(log_snr))
+        x, found = self.enter(x), []
+        for block in self.blocks:
+            if isinstance(block, ResidualBlock):
+                x = block(x, emb)
+                found.append(x)
+            else:
+                x = block(x)
+        return found

@@ -26,21 +26,29 @@ class Reconstruction:
     Args:
         shape: "laplace" or "gauss".
         rate: β, at least 0.
+        perceptual: weight of how unlike the pictures look, in nats by the number of a sample's numbers; of effect where
+            there is an eye.
+        adversarial: the share of the other losses' pull at the decoder that its critic has; where there is a critic.
+        start: batches before the critic joins in.
 
     Raises:
-        ConfigError: another shape, or a β below 0.
+        ConfigError: another shape, or a number below 0.
 
     Source: the bound, Kingma & Welling, arXiv 1312.6114; the width that fits, Rybkin et al., arXiv 2006.13202.
     """
 
     shape: str = "laplace"
     rate: float = 0.01
+    perceptual: float = 1.0
+    adversarial: float = 0.5
+    start: int = 1000
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise ConfigError(f"decoded data are the middle of a {' or a '.join(SHAPES)}, not of {self.shape!r}")
-        if not 0.0 <= self.rate < math.inf:
-            raise ConfigError(f"the rate's weight is at least 0 and finite, not {self.rate}")
+        for name in ("rate", "perceptual", "adversarial", "start"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"a reconstruction's {name} is at least 0 and finite, not {getattr(self, name)}")
 
     def nats(self, x: Tensor, decoded: Tensor, width: Tensor) -> Tensor:
         """-ln p(x | z) of each sample, summed over its numbers: [B].
@@ -61,16 +69,24 @@ class Reconstruction:
 
 
 class Width(nn.Module):
-    """The moving average of a deviation, over about twenty batches; that of the first batch before there are more."""
+    """The moving average of a deviation, over about twenty batches; that of the first batch before there are more.
+
+    Attributes:
+        value: the average.
+        batches: how many there were.
+    """
 
     value: Tensor
+    batches: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("value", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def learn(self, deviation: Tensor) -> None:
+        self.batches += 1
         known = self.value > 0
         self.value.copy_(torch.where(known, torch.lerp(self.value, deviation.to(self.value), 0.05), deviation))
         self.value.clamp_(min=1e-6)  # data that decode perfectly would cost minus infinity

@@ -1,0 +1,137 @@
+"""An autoencoder's critic and eye: who learns from what, by how much, from when on, and what stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diff_diffusion import TrainSettings, load_image_dataset, train
+from diff_diffusion.data import ImageDataset
+from diff_diffusion.models import Autoencoder
+from diff_diffusion.networks.critic import PatchCritic
+from diff_diffusion.objectives.perception import balance, taken_for_real, told_apart, unlike
+from diff_diffusion.registry import build, describe
+from diff_diffusion.rng import Noise
+from diff_diffusion.sizing import describe_autoencoder
+
+EYE = {"type": "classifier/unet_encoder", "channels": 1, "num_classes": 3, "width": 8, "multipliers": [1, 2]}
+EYE |= {"depth": 1, "attention": [], "head_width": 8}
+CRITIC = {"type": "critic/patch", "channels": 1, "width": 8, "layers": 1}
+
+
+def digits() -> ImageDataset:
+    return load_image_dataset("digits").split()[0]
+
+
+def autoencoder(data: ImageDataset, start: int = 0, **parts: Any) -> Autoencoder:
+    description = describe_autoencoder(data, factor=2, channels=2, start=start) | parts
+    description["network"]["width"] = 8
+    return Autoencoder.from_description(description)
+
+
+def pictures(seed: int) -> Tensor:
+    return torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+class Plain(nn.Module):
+    """D(x) = w x, for each number: every loss is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight * x).flatten(1)
+
+
+def test_the_critic_pays_by_the_hinge_and_the_decoder_by_the_score() -> None:
+    critic = Plain()
+    real, decoded = torch.tensor([[[0.2]], [[3.0]]]), torch.tensor([[[0.1]], [[-4.0]]], requires_grad=True)
+    loss = told_apart(critic, real, decoded)
+    torch.testing.assert_close(loss, torch.tensor([0.5 * (0.6 + 1.2), 0.0]))
+    loss.sum().backward()
+    assert decoded.grad is None, "the critic's loss is not the decoder's"
+    torch.testing.assert_close(critic.weight.grad, torch.tensor(0.5 * (-0.2 + 0.1)))
+    critic.weight.grad = None
+    taken_for_real(critic, decoded).sum().backward()
+    assert critic.weight.grad is None, "the decoder's loss is not the critic's"
+    torch.testing.assert_close(decoded.grad, torch.full((2, 1, 1), -2.0))
+
+
+def test_pictures_are_alike_by_the_direction_of_their_features() -> None:
+    a = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    turned, longer = torch.tensor([-4.0, 3.0]).view(1, 2, 1, 1), 10.0 * a
+    torch.testing.assert_close(unlike([a], [longer]), torch.tensor([0.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(unlike([a], [turned]), torch.tensor([2.0]))
+    both = torch.cat([a, a], dim=3)
+    torch.testing.assert_close(unlike([both, a], [torch.cat([a, turned], dim=3), turned]), torch.tensor([1.0 + 2.0]))
+
+
+def test_two_losses_are_balanced_at_a_weight() -> None:
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    loss, against = (weight**2).sum(), 0.5 * weight.sum()
+    torch.testing.assert_close(balance(loss, against, weight), torch.tensor(10.0 / 0.5**0.5), rtol=1e-5, atol=0)
+    assert float(balance(loss, 0.0 * against, weight)) == 1e4
+
+
+def test_the_critic_joins_in_when_it_is_time() -> None:
+    data = digits()
+    alone, opposed = autoencoder(data, start=1), autoencoder(data, start=1, critic=CRITIC)
+    opposed.load_state_dict(alone.state_dict(), strict=False)
+    x = alone.codec.encode(data.batch(range(8)))
+    for step in range(2):
+        losses = [model.objective(x, None, Noise(range(8))) for model in (alone, opposed)]
+        same = torch.equal(losses[0].per_sample, losses[1].per_sample)
+        assert same == (step == 0), step
+    losses[1].mean.backward()
+    assert opposed.critic is not None
+    assert all(parameter.grad is not None for parameter in opposed.critic.parameters())
+
+
+def test_the_decoder_is_pulled_by_the_share_that_was_asked_for() -> None:
+    """At the last layer, the critic's part of the gradient has half the norm of the others' part."""
+    data = digits()
+    model = autoencoder(data, critic=CRITIC)
+    x = model.codec.encode(data.batch(range(8)))
+    last = model.network.last
+    model.objective(x, None, Noise(range(8)))
+    width = model.learns["width"].state_dict()
+    [whole] = torch.autograd.grad(model.objective(x, None, Noise(range(8))).mean, last)
+    model.learns["width"].load_state_dict(width)
+    model.learns["width"].learn(model.reconstruction.deviation(x, model._passed(x, Noise(range(8)))[1]))  # type: ignore[attr-defined]
+    [others] = torch.autograd.grad(model.loss_at(x, torch.zeros(8), None, Noise(range(8))).mean, last)
+    assert float((whole - others).norm() / others.norm()) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_an_eye_is_stored_and_never_taught() -> None:
+    data = digits()
+    model = autoencoder(data, eye=EYE)
+    before = {name: value.clone() for name, value in model.eye.state_dict().items()}
+    list(train(model, data, None, TrainSettings(steps=3, batch_size=8, precision="fp32", warmup_steps=1)))
+    assert all(torch.equal(value, before[name]) for name, value in model.eye.state_dict().items())
+    assert describe(model)["eye"] == EYE | describe(build(EYE))
+
+
+def test_what_looks_unlike_costs_more() -> None:
+    data = digits()
+    plain, seeing = autoencoder(data), autoencoder(data, eye=EYE)
+    seeing.load_state_dict(plain.state_dict(), strict=False)
+    x = plain.codec.encode(data.batch(range(8)))
+    for model in (plain, seeing):
+        model.learns["width"].learn(torch.tensor(1.0))  # type: ignore[operator]
+    costs = [model.loss_at(x, torch.zeros(8), None, Noise(range(8))).per_sample for model in (plain, seeing)]
+    decoded = plain._passed(x, Noise(range(8)))[1]
+    level = torch.full((8,), 20.0)
+    expected = unlike(seeing.eye.features(x, level), seeing.eye.features(decoded, level))
+    torch.testing.assert_close(costs[1] - costs[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_critic_scores_patches_and_no_sample_sees_another() -> None:
+    critic, x = PatchCritic(1, width=8, layers=1), pictures(0)
+    scores = critic(x)
+    assert scores.shape[0] == 3
+    assert scores.shape[1] > 1
+    torch.testing.assert_close(scores[1:2], critic(x[1:2]), rtol=1e-4, atol=1e-6)
