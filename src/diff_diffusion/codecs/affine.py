@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,7 @@ class Affine:
             raise ConfigError(f"every mean must be finite and every std above 0, not {self.mean} and {self.std}")
 
     @classmethod
-    def fit(cls, batches: Sequence[Tensor], low: float = 0.0, high: float = 255.0) -> Affine:
+    def fit(cls, batches: Iterable[Tensor], low: float = 0.0, high: float = 255.0) -> Affine:
         """The codec of these data, [N, C, ...] in any number of pieces.
 
         A channel that never changes gets std 1, so that it decodes to its constant.

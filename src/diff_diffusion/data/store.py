@@ -56,7 +56,7 @@ class Digests(Sequence[bytes]):
     """Hashes of images, uint8 [N, 16], one after the other in memory or in a mapped file."""
 
     def __init__(self, values: np.ndarray) -> None:
-        self.values = values
+        self.values = np.asarray(values)  # plain: a memmap's own indexing is slow
 
     def __len__(self) -> int:
         return len(self.values)
