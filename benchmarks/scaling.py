@@ -192,10 +192,10 @@ def main() -> None:
         title="Two processes, and a million images",
         command="python benchmarks/scaling.py",
         said=f"A U-Net of {parameters:.1f} M parameters, {arguments.side} × {arguments.side} RGB, batch "
-        f"{arguments.batch}, fp32, {arguments.steps} steps after {WARM}, by the wall clock; one process with one thread, "
-        f"two with one each (torchrun, gloo) and one with two threads take turns, {arguments.turns} each. Starts are of a "
-        f"process that has imported everything: reading {SMALL} × {SMALL} grey images in ten classes, choosing a model, "
-        "one step.",
+        f"{arguments.batch}, fp32, {arguments.steps} steps after {WARM}, by the wall clock; one process with one "
+        "thread, two with one each (torchrun, gloo) and one with two threads take turns, "
+        f"{arguments.turns} each. Starts are of a process that has imported everything: reading {SMALL} × {SMALL} grey "
+        "images in ten classes, choosing a model, one step.",
         tables=[
             Table(
                 "Images a second",
