@@ -148,7 +148,7 @@ def test_a_mutated_run_loads_as_one_of_its_states(linked: bool, run: Path, copy:
     for file in FILES:
         path = copy / file
         whole = path.read_bytes()
-        for content in (*mutations(whole, 16, rng), b"", whole[: len(whole) // 2]):
+        for content in (*mutations(whole, 16, rng), b"", whole[: len(whole) // 2], whole):
             if linked:
                 path.write_bytes(content)
             else:
