@@ -74,9 +74,9 @@ def test_the_command_asks_evenly_and_its_pictures_are_made_again(cli: Cli, run: 
 def test_labels_and_prompts_come_with_every_class(run: Path) -> None:
     """Not the first prompt always with the first class."""
     model = DiffusionModel.load(run)
-    wished = wishes(model, [], ["a", "一"], ["age=30"], 12, ["发"])
+    wished = wishes(model, [], ["a", "一", "b"], ["age=30"], 18, ["发"])
     counts = Counter((wish["prompt"], *wish["cond"]) for wish in wished)
-    assert counts == {(prompt, "age=30", f"发={hair}"): 2 for prompt in ("a", "一") for hair in HAIR}
+    assert counts == {(prompt, "age=30", f"发={hair}"): 2 for prompt in ("a", "一", "b") for hair in HAIR}
 
 
 def test_what_cannot_be_evened_out_is_refused(cli: Cli, run: Path, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_the_closest_pairs_are_shown_over_each_other(monkeypatch: pytest.MonkeyP
 
 def test_samples_are_asked_for_what_training_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = pretending(monkeypatch, copied)
-    look_for_copies(tiny.fresh(TRAIN), TRAIN, HELD_OUT, 200, seed=5)
+    others = ImageDataset.from_arrays(HELD_OUT.batch(range(120)), [0] * 120, TRAIN.class_names)
+    look_for_copies(tiny.fresh(TRAIN), TRAIN, others, 200, seed=5)
     num, cond, options = asked[0]
     assert (num, options) == (200, {"seed": 5, "steps": 2})
     assert sum(cond["label"]) == 50
