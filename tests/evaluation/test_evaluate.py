@@ -476,7 +476,10 @@ def test_features_by_name_or_file(home: Path, model: Path, tmp_path: Path) -> No
         str(home / "judge.safetensors"): "cnn64-",
     }
     for what, name in expected.items():
-        found = json.loads(told(*words(home, model, "--features", what, "--json")).stdout)
+        arguments = words(home, model, "--features", what, "--json")
+        if what.endswith(".safetensors"):  # which judges too, so that none is trained
+            del arguments[arguments.index("--judge") : arguments.index("--judge") + 2]
+        found = json.loads(told(*arguments).stdout)
         metrics = [record["metric"] for record in found["records"]]
         assert metrics == [*METRICS, "SW"][: 7 if what == "pixels" else 8]
         assert found["records"][0]["features"].startswith(name)
@@ -485,6 +488,7 @@ def test_features_by_name_or_file(home: Path, model: Path, tmp_path: Path) -> No
         assert len(found["classes"]) == 2
         resized = {str(path): ([8, 8], "bicubic"), "pixels": ([8, 8], None)}.get(what, (None, None))
         assert (found["records"][0]["size"], found["records"][0]["filter"]) == resized
+    assert not list((model / "evaluation").glob("judge-*"))
 
 
 def test_features_that_are_not_there_are_said(
