@@ -13,6 +13,7 @@ from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.codecs.bottleneck import Bottleneck
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.registry import register
+from diff_diffusion.rng import Noise
 from diff_diffusion.tensors import TensorSpec
 
 LEAST_STD = 1e-4
@@ -101,12 +102,21 @@ class Autoencoded(nn.Module):
         mean, std = (torch.tensor(v, dtype=torch.float32, device=like.device).view(view) for v in (self.mean, self.std))
         return mean, std
 
-    def encode(self, data: Tensor) -> Tensor:
-        """Data [B, *shape] in data units to the latents that they most likely are, float32 of mean 0 and std 1."""
+    def moments(self, data: Tensor) -> Tensor:
+        """What the encoder says of data [B, *shape]: float32 [B, codes_out, ...], of which latents are made."""
         with torch.no_grad():
-            latent = self.bottleneck.latent(self.network.encode(self.pixels.encode(data))).float()
+            said: Tensor = self.network.encode(self.pixels.encode(data)).float()
+        return said
+
+    def latents(self, moments: Tensor, noise: Noise | None = None) -> Tensor:
+        """Latents of mean 0 and std 1: drawn with `noise`, one key per sample; the most likely without."""
+        latent = self.bottleneck.latent(moments, noise).float()
         mean, std = self._columns(latent)
         return (latent - mean) / std
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Data [B, *shape] in data units to the latents that they most likely are, float32 of mean 0 and std 1."""
+        return self.latents(self.moments(data))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latents in float32 data units, clamped to the data's range; gradients pass."""

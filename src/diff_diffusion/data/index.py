@@ -28,7 +28,7 @@ MAX_BYTES = 8 << 30
 YOUNG = 2_000_000_000
 """Nanoseconds: coarser than the clock of any file system in use."""
 _FORMAT, _PART, _ALIGNED = 1, 1 << 24, 64
-_TYPES = ("|u1", "<i4", "<i8")
+_TYPES = ("|u1", "<i4", "<i8", "<f4")
 
 Arrays = dict[str, np.ndarray]
 
@@ -76,7 +76,7 @@ def read(about: Mapping[str, Any]) -> Arrays | None:
 
 
 def write(about: Mapping[str, Any], arrays: Arrays) -> None:
-    """Keeps arrays of uint8, int32 or int64 under a description; on a disk that refuses, nothing happens."""
+    """Keeps arrays of uint8, int32, int64 or float32 under a description; on a disk that refuses, nothing happens."""
     path = _path(about)
     head: dict[str, Any] = {"about": _full(about), "arrays": {}}
     start = 1 << 16  # behind the head, whatever it says

@@ -1,0 +1,74 @@
+"""What an encoder says of every image, found out once: no epoch, and no other training, encodes them again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diff_diffusion.data import index
+from diff_diffusion.data.dataset import ImageDataset
+from diff_diffusion.data.survey import Progress
+
+BATCH = 64
+"""Images at once. Always the same ones together, so that an array made anew has the same bytes."""
+
+
+class Moments:
+    """float32 [N, ...] of N images, in a file that is mapped: what does not fit into memory stays on disk.
+
+    Args:
+        values: of every image of a data set.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        """Of some images, float32 [B, ...]."""
+        return torch.from_numpy(np.asarray(self.values[indices]))
+
+
+def moments_of(
+    data: ImageDataset,
+    encode: Callable[[Tensor], Tensor],
+    encoder: Mapping[str, Any],
+    most: int = index.MAX_BYTES,
+    progress: Progress | None = None,
+) -> Moments | None:
+    """What `encode` says of every image, from the user's cache folder or found out now, and kept there.
+
+    It is kept under the images' own contents and the encoder's, so another of either finds nothing; a file that is
+    not as it was written is made anew. None where it would take more than `most` bytes.
+
+    Args:
+        data: the images.
+        encode: uint8 [B, C, H, W] to float32 [B, ...].
+        encoder: JSON data that say which encoder it is, weights and all.
+        most: bytes.
+        progress: called with (done, total) images.
+    """
+    if not len(data):
+        return None
+    about = {"latents of": data.fingerprint(), "by": dict(encoder)}
+    found = index.read(about)
+    if found is not None and len(found.get("moments", ())) == len(data):
+        return Moments(found["moments"])
+    first = encode(data.batch(range(1)))
+    shape = (len(data), *first.shape[1:])
+    if 4 * int(np.prod(shape)) > most:
+        return None
+    with tempfile.TemporaryFile() as file:
+        values = np.memmap(file, np.float32, "w+", shape=shape)
+        for start in range(0, len(data), BATCH):
+            rows = range(start, min(start + BATCH, len(data)))
+            values[rows.start : rows.stop] = encode(data.batch(rows)).cpu().numpy()
+            if progress is not None:
+                progress(rows.stop, len(data))
+        index.write(about, {"moments": values})
+        kept = index.read(about)
+    return Moments(values if kept is None else kept["moments"])

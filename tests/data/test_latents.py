@@ -1,0 +1,100 @@
+"""Kept latents: found again, never another's, and made anew when a file is not as it was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diff_diffusion.data import ImageDataset, index
+from diff_diffusion.data.latents import Moments, moments_of
+
+WHO = {"weights": "一"}
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "缓存"))
+
+
+class Encoder:
+    """Halves sides; counts the images that it was asked for."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        self.gain, self.asked = gain, 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.asked += len(images)
+        return self.gain * torch.nn.functional.avg_pool2d(images.float(), 2)
+
+
+def images(count: int = 150, seed: int = 0) -> ImageDataset:
+    return ImageDataset.from_arrays(np.random.default_rng(seed).integers(0, 256, (count, 4, 6), np.uint8))
+
+
+def kept(data: ImageDataset, encoder: Encoder, who: dict[str, Any] = WHO, **options: Any) -> Moments:
+    found = moments_of(data, encoder, who, **options)
+    assert found is not None
+    return found
+
+
+def test_each_image_is_encoded_once_and_never_again() -> None:
+    data, encoder = images(), Encoder()
+    first = kept(data, encoder)
+    rows = np.array([149, 0, 64, 64])
+    torch.testing.assert_close(first.batch(rows), Encoder()(data.batch(rows)), rtol=0, atol=0)
+    assert encoder.asked == 150 + 1, "one more for the shape"
+    again = Encoder()
+    assert torch.equal(kept(data, again).batch(rows), first.batch(rows))
+    assert again.asked == 0
+
+
+def test_other_images_or_another_encoder_find_nothing_of_these() -> None:
+    data = images()
+    kept(data, Encoder())
+    for other, who, gain in ((images(seed=1), WHO, 1.0), (data, {"weights": "二"}, 2.0), (images(100), WHO, 1.0)):
+        encoder = Encoder(gain)
+        found = kept(other, encoder, who)
+        assert encoder.asked > 0
+        rows = np.arange(len(other))
+        torch.testing.assert_close(found.batch(rows), Encoder(gain)(other.batch(rows)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
+def test_a_file_that_is_not_as_it_was_written_is_made_anew(damage: str) -> None:
+    data, rows = images(), np.arange(150)
+    whole = kept(data, Encoder()).batch(rows)
+    [path] = index.home().glob("*.index")
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[-100] ^= 1
+    path.write_bytes({"cut": content[: len(content) // 2], "flipped": content, "emptied": b""}[damage])
+    encoder = Encoder()
+    assert torch.equal(kept(data, encoder).batch(rows), whole)
+    assert encoder.asked == 151
+    kept(data, encoder)
+    assert encoder.asked == 151, "and is whole again"
+
+
+def test_where_nothing_can_be_kept_they_are_there_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    data, rows = images(), np.arange(150)
+    torch.testing.assert_close(kept(data, Encoder()).batch(rows), Encoder()(data.batch(rows)), rtol=0, atol=0)
+
+
+def test_what_would_take_too_much_is_not_kept() -> None:
+    """150 images of 1 × 2 × 3 numbers of four bytes."""
+    assert moments_of(images(), Encoder(), WHO, most=150 * 6 * 4 - 1) is None
+    assert moments_of(images(), Encoder(), WHO, most=150 * 6 * 4) is not None
+    assert moments_of(images().split(0.5)[0], Encoder(), WHO) is not None
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    moments_of(images(), Encoder(), WHO, progress=lambda done, total: told.append((done, total)))
+    assert told == [(64, 150), (128, 150), (150, 150)]
