@@ -120,7 +120,7 @@ class _Run:
         if self.device.type == "cpu":  # a convolution gives the layout of its weights on, and is faster in this one
             for module in model.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.to(memory_format=torch.channels_last)
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._check_alike(self._weights())
         self.ema = Ema(model, ema)
         self.settings = settings
