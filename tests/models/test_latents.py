@@ -14,6 +14,7 @@ from diff_diffusion.data import ImageDataset
 from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models import Autoencoder, Model
 from diff_diffusion.sizing import describe_autoencoder, describe_for_data
+from diff_diffusion.training import loop
 
 SMALL = {"width": 8, "multipliers": [1, 2], "depth": 1, "attention": []}
 SETTINGS = TrainSettings(steps=4, batch_size=16, precision="fp32", warmup_steps=1)
@@ -108,3 +109,36 @@ def test_a_codec_of_other_data_is_refused_with_both_shapes(codec: Autoencoded) -
     other = ImageDataset.from_arrays(torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(IncompatibleError, match=r"samples \[1, 8, 8\]; arrays has \[3, 16, 16\]"):
         DiffusionModel.for_data(other, codec=codec)
+
+
+def test_training_encodes_every_image_once(
+    data: ImageDataset, codec: Autoencoded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked: list[int] = []
+    moments = Autoencoded.moments
+    monkeypatch.setattr(
+        Autoencoded, "moments", lambda self, images: (asked.append(len(images)), moments(self, images))[1]
+    )
+    some = ImageDataset.from_arrays(data.batch(range(40))[:, 0], data.labels[:40], data.class_names)  # type: ignore[index]
+    for _ in range(2):
+        list(train(latent_model(some, codec), some, None, SETTINGS.model_copy(update={"steps": 6})))
+    assert sum(asked) == 40 + 1, "the second run found them"
+
+
+def test_what_is_kept_and_what_is_encoded_anew_train_alike(
+    data: ImageDataset, codec: Autoencoded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """To rounding: a convolution of another batch size may add in another order. And latents are drawn, not guessed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    losses = {}
+    for room in (True, False):
+        if not room:
+            monkeypatch.setattr(loop, "moments_of", lambda *_, **__: None)
+        losses[room] = [record.loss for record in train(latent_model(data, codec), data, None, SETTINGS)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+    guessed = Autoencoded.latents
+    monkeypatch.setattr(Autoencoded, "latents", lambda self, moments, noise=None: guessed(self, moments))
+    assert [record.loss for record in train(latent_model(data, codec), data, None, SETTINGS)] != pytest.approx(
+        losses[False], rel=1e-4
+    )

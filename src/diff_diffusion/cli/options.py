@@ -11,8 +11,8 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A folder of images (any depth; class folders; or with train/ and val/), a .npy file of them, or a built-in "
-        "name: digits.",
+        help="A folder of images (any depth; class folders; or with train/ and val/), a .npy file of them, or a "
+        "built-in name: digits.",
         show_default=False,
     ),
 ]

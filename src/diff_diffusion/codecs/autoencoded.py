@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.codecs.bottleneck import Bottleneck
 from diff_diffusion.errors import ConfigError, IncompatibleError
-from diff_diffusion.registry import register
+from diff_diffusion.registry import describe, register
 from diff_diffusion.rng import Noise
 from diff_diffusion.tensors import TensorSpec
 
@@ -101,6 +102,13 @@ class Autoencoded(nn.Module):
         view = (-1, *[1] * (like.ndim - 2))
         mean, std = (torch.tensor(v, dtype=torch.float32, device=like.device).view(view) for v in (self.mean, self.std))
         return mean, std
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this encoder from any other: its description, and the sha256 of its weights."""
+        digest = hashlib.sha256()
+        for name, value in self.state_dict().items():
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return {"codec": describe(self), "weights": digest.hexdigest()}
 
     def moments(self, data: Tensor) -> Tensor:
         """What the encoder says of data [B, *shape]: float32 [B, codes_out, ...], of which latents are made."""

@@ -146,7 +146,7 @@ class ImageDataset(Dataset[Tensor]):
         return found
 
     def values(self, name: str) -> list[Any]:
-        """The values of a column, of these images alone, None where they are missing; see `Column` for what they are."""
+        """The values of a column, of these images alone, None where they are missing; `Column` says what they are."""
         values = self.columns[name].values
         return [values[row] for row in self._rows.tolist()]
 

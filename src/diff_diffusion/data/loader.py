@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     Args:
         step: which step, from 0.
         indices: int64 [B], of the items in the data set.
-        pixels: uint8 [B, C, H, W].
+        pixels: uint8 [B, C, H, W]; of no images where they are not wanted.
         labels: int64 [B], or None without classes.
         cond: of each column what is known of the items, lists of B as `ImageDataset.cond` gives them.
     """
@@ -81,6 +81,7 @@ class Batches:
         ahead: how many batches to read ahead; 0 reads each when it is asked for.
         threads: how many batches are read at the same time, each by several threads of its own.
         rows: of every batch, those that are wanted: one process's part. All of them when left out.
+        pixels: whether images are wanted at all, or only which they are and what is known of them.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -100,6 +101,7 @@ class Batches:
         ahead: int = 2,
         threads: int = 1,
         rows: slice | None = None,
+        pixels: bool = True,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -114,7 +116,8 @@ class Batches:
         self.seed = seed
         self.start_step = start_step
         reads_files = any(column.reads_files for column in dataset.columns.values())
-        self.ahead = ahead if reads_files or not dataset.in_memory else 0
+        self.pixels = pixels
+        self.ahead = ahead if reads_files or (pixels and not dataset.in_memory) else 0
         self.threads = threads
         self.rows = range(batch_size)[rows or slice(None)]
 
@@ -124,10 +127,10 @@ class Batches:
         indices = order(len(self.dataset), self.seed, first, len(self.rows))
         labels = self.dataset.labels
         chosen = None if labels is None else torch.from_numpy(labels[indices])
-        pixels = self.dataset.batch(indices)
+        pixels = self.dataset.batch(indices if self.pixels else [])
         samples = range(first, first + len(self.rows))
         choice = np.array([rng.derive(self.seed, "caption", sample) for sample in samples], np.uint64)
-        return Batch(step, indices, pixels, chosen, self.dataset.cond(indices, choice, pixels))
+        return Batch(step, indices, pixels, chosen, self.dataset.cond(indices, choice, pixels if self.pixels else None))
 
     def __iter__(self) -> Generator[Batch, None, None]:
         steps = itertools.count(self.start_step)

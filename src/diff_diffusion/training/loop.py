@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.data import ImageDataset
-from diff_diffusion.data.loader import Batches
+from diff_diffusion.data.latents import Moments, moments_of
+from diff_diffusion.data.loader import Batch, Batches
 from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, TrainingError, listed
 from diff_diffusion.models import Model
 from diff_diffusion.models.held_out import held_out_loss
@@ -85,6 +86,7 @@ class _Run:
         settings: TrainSettings,
         held_out: ImageDataset | None,
         ranks: Ranks | None = None,
+        keep_latents: bool = True,
     ) -> None:
         self.model, self.data, self.out, self.held_out = model, data, out, held_out
         self.ranks = ranks or Ranks()
@@ -122,6 +124,7 @@ class _Run:
                 if isinstance(module, nn.Conv2d):
                     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._check_alike(self._weights())
+        self.kept = self._keep_latents() if keep_latents else None
         self.ema = Ema(model, ema)
         self.settings = settings
         self.optimizer = torch.optim.AdamW(
@@ -252,13 +255,14 @@ class _Run:
         recent: deque[tuple[float, float]] = deque(maxlen=50)
         skips = 0
         rows = self.ranks.share(settings.batch_size)
-        batches = iter(Batches(self.data, settings.batch_size, settings.seed, self.step, rows=rows))
+        seen = self.kept is None
+        batches = iter(Batches(self.data, settings.batch_size, settings.seed, self.step, rows=rows, pixels=seen))
         with closing(batches), self._averaged_after():
             while not self._done():
                 start = time.monotonic()
                 batch = next(batches)
                 waited = time.monotonic() - start
-                loss, norm = self._step(batch.pixels, batch.cond)
+                loss, norm = self._step(batch)
                 skipped = not (_finite(loss) and _finite(norm))
                 skips = skips + 1 if skipped else 0
                 self.step += 1
@@ -301,15 +305,15 @@ class _Run:
         steps, minutes = self.settings.steps, self.settings.minutes
         return (steps is not None and self.step >= steps) or (minutes is not None and self.seconds >= 60 * minutes)
 
-    def _step(self, images: Tensor, known: Mapping[str, Any]) -> tuple[float, float]:
+    def _step(self, batch: Batch) -> tuple[float, float]:
         """One optimizer step; nothing is changed when its loss or gradient is not finite."""
         settings, model = self.settings, self.model
-        whole, count, micro = settings.batch_size, len(images), settings.micro_batch or len(images)
-        begin = self.ranks.share(whole).start
-        latents = model.codec.encode(images.to(self.device))
-        cond = model.encode(model.known(known), count)
+        whole, count = settings.batch_size, len(batch.indices)
+        micro, begin = settings.micro_batch or count, self.ranks.share(whole).start
+        cond = model.encode(model.known(batch.cond), count)
         of_step = self.step * whole + begin
         noise = Noise([derive(settings.seed, "train", of_step + i) for i in range(count)], "train")
+        latents = self._latents(batch, noise)
         for levels in self._levels():
             levels.begin()  # where the batch's first sample is another process's too
         total = torch.zeros((), device=self.device)
@@ -333,6 +337,28 @@ class _Run:
             self._first_bad = _first_not_finite(model)
         self.optimizer.zero_grad(set_to_none=True)
         return total.item(), norm.item()
+
+    def _latents(self, batch: Batch, noise: Noise) -> Tensor:
+        """What the network works on; of an autoencoder's latents, draws of what its encoder says."""
+        codec = self.model.codec
+        if not isinstance(codec, Autoencoded):
+            return codec.encode(batch.pixels.to(self.device))
+        with torch.no_grad():
+            moments = (
+                codec.moments(batch.pixels.to(self.device)) if self.kept is None else self.kept.batch(batch.indices)
+            )
+            return codec.latents(moments.to(self.device), noise.fork("latent"))
+
+    def _keep_latents(self) -> Moments | None:
+        """What the encoder of a model on latents says of every image; None where it is asked at each step."""
+        codec = self.model.codec
+        if not isinstance(codec, Autoencoded):
+            return None
+        with self.model.evaluating(), self.ranks.first_then_others():
+            kept = moments_of(self.data, lambda images: codec.moments(images.to(self.device)), codec.identity())
+        if kept is None:
+            self.notes.append("the latents of all images would take too much room: each batch is encoded anew")
+        return kept
 
     def _give_up(self) -> None:
         where = f"; the first module with a gradient that is not finite is {self._first_bad}" if self._first_bad else ""

@@ -94,7 +94,7 @@ class Trial:
         self.batches: dict[int, Generator[Batch, None, None]] = {}
         model = Model.from_description(description, settings.seed)
         fixed = settings.model_copy(update={"precision": self.precision})
-        self.run = loop._Run(model, data, None, fixed, None)
+        self.run = loop._Run(model, data, None, fixed, None, keep_latents=False)
         model.train()
         self.step(1, 1)  # the optimizer's moments are made by the first
         self.last = self.seconds_per_image = 0.0
@@ -123,7 +123,7 @@ class Trial:
         batch = next(self.batches[images])
         changes = {"micro_batch": micro, "batch_size": images, "precision": self.precision}
         self.run.settings = self.settings.model_copy(update=changes)
-        self.run._step(batch.pixels, batch.cond)
+        self.run._step(batch)
         self.run.step += 1
         return time.perf_counter() - start
 
