@@ -37,14 +37,14 @@ from diff_diffusion.training.runtime import autocast
 CACHE = Path(__file__).parent.parent / "runs" / "bench" / "training_step"
 Step = Callable[[], object]
 BATCH, SIDE = 16, 32
-LUCIDRAINS = {"dim": 64, "dim_mults": (1, 2, 4, 8)}
-EQUAL = {"width": 64, "multipliers": (1, 2, 3, 4), "depth": 2, "attention": (8,), "group_width": 16}
+LUCIDRAINS: dict[str, Any] = {"dim": 64, "dim_mults": (1, 2, 4, 8)}
+EQUAL: dict[str, Any] = {"width": 64, "multipliers": (1, 2, 3, 4), "depth": 2, "attention": (8,), "group_width": 16}
 """Sizes of our U-Net whose FLOPs are those of denoising-diffusion-pytorch's at 32 × 32, within 3 %."""
-SAID = """A step is data in memory to updated and averaged weights, {batch} images of 3 × {side} × {side} unless a row
-says otherwise. In the first table the network is the peer's own, and contestants are its own step and our `train` with its
-defaults, which measures bfloat16 and takes it where it is faster. denoising-diffusion-pytorch's step is its own
-`Trainer.train`, given batches that are ready instead of image files. diffusers' is the loop of its example for
-unconditional images in our words, with the example's network, optimizer, averaging and `accelerate`."""
+SAID = """A step is data in memory to updated and averaged weights, of {batch} images of 3 × {side} × {side}. In the
+first table the network is the peer's own, and contestants are its own step and our `train` with its defaults, which
+measures bfloat16 and takes it where it is faster. denoising-diffusion-pytorch's step is its own `Trainer.train`, given batches
+that are ready instead of image files. diffusers' is the loop of its example for unconditional images in our words, with
+the example's network, optimizer, averaging and `accelerate`. In the second table 64 × 64 images come 8 at a time."""
 
 
 # ---- contestants, each made in a process of its own ------------------------------------------------------------------
@@ -320,7 +320,9 @@ def main() -> None:
     tables.append(Table(f"A peer's network in its loop and in ours, batch {BATCH}", columns, rows))
 
     print("U-Nets at equal FLOPs, and shares of the peak", flush=True)
-    ours_sizes = {"width": 16, "multipliers": (1, 2), "depth": 1, "attention": (2,)} if asked.quick else EQUAL
+    ours_sizes: dict[str, Any] = (
+        {"width": 16, "multipliers": (1, 2), "depth": 1, "attention": (2,)} if asked.quick else EQUAL
+    )
     peer_sizes = small["denoising-diffusion-pytorch"] if asked.quick else {}
     mine, other = flops(UNet(3, **ours_sizes), SIDE, BATCH), flops(lucidrains(**peer_sizes), SIDE, BATCH)
     emoji = {**EQUAL, "width": 16 if asked.quick else 64}

@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from diff_diffusion.errors import ConfigError, TrainingError
 
-WORTH_IT = 1.5
+WORTH_IT = 1.2
 """bf16 is chosen when a step is at least this much faster: below it, a measurement could fall either way next time."""
 
 PATIENCE = timedelta(days=1)
