@@ -256,3 +256,20 @@ def test_the_second_signal_interrupts(number: signal.Signals) -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_network_that_has_no_name_trains_in_memory() -> None:
+    """Only what is written, or compared between processes, needs a description."""
+
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x: torch.Tensor, log_snr: torch.Tensor, cond: object = None) -> torch.Tensor:
+            return self.weight * x
+
+    data = tiny.images(classes=0)
+    model = tiny.fresh(data)
+    own = DiffusionModel(Own(), model.codec, model.recipe)
+    assert [record.step for record in train(own, data, None, tiny.settings(steps=2))] == [1, 2]

@@ -99,13 +99,14 @@ class _Run:
         ema: dict[str, Tensor] | None = None
         fingerprint = data.fingerprint()
         self.about_data = {"name": data.name, "images": len(data), "fingerprint": fingerprint}
-        self._check_alike(
-            {
-                "the settings": settings.model_dump_json().encode(),
-                "the data": fingerprint.encode(),
-                "the model": json.dumps(describe(model)).encode(),
-            }
-        )
+        if self.ranks.count > 1:  # alone, a model need not have a description
+            self._check_alike(
+                {
+                    "the settings": settings.model_dump_json().encode(),
+                    "the data": fingerprint.encode(),
+                    "the model": json.dumps(describe(model)).encode(),
+                }
+            )
         with self.ranks.first_then_others():  # the first mends what a crash left behind
             newest = checkpoint.latest(out, mend=self.ranks.first) if out is not None else None
         self.resumed = newest is not None
@@ -122,7 +123,7 @@ class _Run:
         if self.device.type == "cpu":  # a convolution gives the layout of its weights on, and is faster in this one
             for module in model.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                    module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._check_alike(self._weights())
         self.kept = self._keep_latents() if keep_latents else None
         self.ema = Ema(model, ema)

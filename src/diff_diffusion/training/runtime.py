@@ -56,8 +56,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def choose_precision(device: torch.device, step: Callable[[str], object]) -> tuple[str, float]:
     """ "bf16" if the machine has it and `step` measures faster with it, else "fp32"; and the measured ratio.
 
-    Runs `step` up to ten times in each precision, in turn, within about three seconds, and compares the best of each:
-    the best is what the machine can do, whatever else it is doing.
+    Runs `step` up to ten times in each precision, in turn, within about three seconds (once, when a step is slow), and
+    compares the best of each: the best is what the machine can do, whatever else it is doing.
     """
     if not has_bf16(device):
         return "fp32", 1.0
@@ -71,7 +71,7 @@ def choose_precision(device: torch.device, step: Callable[[str], object]) -> tup
                 torch.accelerator.synchronize()
             if turn > 0:  # the first of each pays for set-up
                 best[precision] = min(best[precision], time.perf_counter() - start)
-        if turn >= 2 and time.perf_counter() - began > 3.0:
+        if turn >= 1 and time.perf_counter() - began > 3.0:
             break
     ratio = best["fp32"] / best["bf16"]
     return ("bf16" if ratio >= WORTH_IT else "fp32"), ratio
