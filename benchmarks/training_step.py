@@ -42,9 +42,10 @@ EQUAL: dict[str, Any] = {"width": 64, "multipliers": (1, 2, 3, 4), "depth": 2, "
 """Sizes of our U-Net whose FLOPs are those of denoising-diffusion-pytorch's at 32 × 32, within 3 %."""
 SAID = """A step is data in memory to updated and averaged weights, of {batch} images of 3 × {side} × {side}. In the
 first table the network is the peer's own, and contestants are its own step and our `train` with its defaults, which
-measures bfloat16 and takes it where it is faster. denoising-diffusion-pytorch's step is its own `Trainer.train`, given batches
-that are ready instead of image files. diffusers' is the loop of its example for unconditional images in our words, with
-the example's network, optimizer, averaging and `accelerate`. In the second table 64 × 64 images come 8 at a time."""
+measures bfloat16 and takes it where it is faster. denoising-diffusion-pytorch's step is its own `Trainer.train`, given
+batches that are ready instead of image files. diffusers' is the loop of its example for unconditional images in our
+words, with the example's network, optimizer, averaging and `accelerate`. In the second table 64 × 64 images come 8 at a
+time."""
 
 
 # ---- contestants, each made in a process of its own ------------------------------------------------------------------
@@ -185,7 +186,7 @@ def passes(which: str, precision: str, side: int, batch: int, **sizes: Any) -> S
     if which == "ours":
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     x, level = torch.randn(batch, 3, side, side), torch.linspace(1.0, 19.0, batch)
 
     def step() -> None:
@@ -208,7 +209,7 @@ def flops(network: nn.Module, side: int, batch: int) -> int:
     """Of a forward pass; a step's are three times as many."""
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         network(torch.zeros(batch, 3, side, side), torch.ones(batch))
-    return counted.get_total_flops()
+    return int(counted.get_total_flops())
 
 
 # ---- their processes -------------------------------------------------------------------------------------------------
@@ -263,7 +264,7 @@ def learned(precision: str, steps: int) -> dict[str, float]:
     kept = CACHE / f"learned-{precision}-{steps}.json"
     if not kept.exists():
         data, held_out = load_image_dataset("digits").split()
-        settings = TrainSettings(steps=steps, precision=precision, eval_interval=10**9)  # type: ignore[arg-type]
+        settings = TrainSettings(steps=steps, precision=precision, eval_interval=10**9)
         losses, last = [], None
         for last in train(DiffusionModel.for_data(data), data, None, settings, held_out=held_out):
             losses.append(last.loss)
