@@ -123,7 +123,7 @@ class _Run:
         if self.device.type == "cpu":  # a convolution gives the layout of its weights on, and is faster in this one
             for module in model.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                    module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         self._check_alike(self._weights())
         self.kept = self._keep_latents() if keep_latents else None
         self.ema = Ema(model, ema)
