@@ -2,17 +2,8 @@
 
     python benchmarks/augmentation.py [--seeds 5] [--steps 600]
 
-From n real digits a diffusion model is trained, and 100 samples of each class drawn, judged by a classifier of the same
-n digits and checked for copies, as `diff-diffusion augment` does it. Then one classifier is trained on the n digits
-alone, one on them and the samples, and one on them and as many shifted copies of them, which cost nothing: the same
-network, the same number of steps. All are tested on the same 359 digits that nobody else has seen. Accuracies are means
-over seeds, each with its own n digits; the gain is paired by seed, with the 95 % interval of its mean by Student's t.
-
-The diffusion model sees every digit 120 times, with dropout: at 800 times, one of 50 digits draws nothing but copies of
-them (3,986 of 4,000 samples were dropped).
-
-How near a copy is was measured on the real digits that were left out. Writes results/augmentation.json after every
-seed and goes on from there.
+Every seed's figures are kept in runs/bench/augmentation.json, and a run that was cut short goes on
+from there. Writes results/augmentation.json.
 """
 
 from __future__ import annotations
@@ -20,18 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from outcome import Outcome, Table
 
 from diff_diffusion import DiffusionModel, ImageDataset, TrainSettings, __version__, load_image_dataset, train
 from diff_diffusion.evaluation.augmentation import augment
 from diff_diffusion.evaluation.features import train_classifier
 from diff_diffusion.sizing import describe_for_data
 
-RESULTS = Path(__file__).parent / "results" / "augmentation.json"
+KEPT = Path(__file__).parent.parent / "runs" / "bench" / "augmentation.json"
 SIZES = (50, 100, 200, 500)
 PER_CLASS = 100
 EPOCHS, DROPOUT = 120, 0.1
@@ -100,13 +93,10 @@ def measure(data: ImageDataset, test: ImageDataset, n: int, seed: int, steps: in
     }
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| n | seeds | real alone | with samples | with shifts | gain by samples | gain by shifts | copies dropped |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|")
+def told(numbers: Mapping[str, Any]) -> Outcome:
+    rows = []
     for n in SIZES:
-        here = [row for row in rows if row["n"] == n]
+        here = [row for row in numbers["rows"] if row["n"] == n]
         if len(here) < 2:
             continue
         means = [f"{100 * statistics.mean(row[arm] for row in here):.1f} %" for arm in ("real", "samples", "shifts")]
@@ -116,8 +106,27 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             half = T_95[len(each)] * statistics.stdev(each) / len(each) ** 0.5
             gains.append(f"{statistics.mean(each):+.1f} ± {half:.1f}")
         copies = sum(row["copied"] for row in here) / sum(row["drawn"] for row in here)
-        lines.append(f"| {n} | {len(here)} | {' | '.join(means)} | {' | '.join(gains)} | {100 * copies:.0f} % |")
-    return lines
+        rows.append([str(n), str(len(here)), *means, *gains, f"{100 * copies:.0f} %"])
+    arms = ["real alone", "with samples", "with shifts", "gain by samples", "gain by shifts", "copies dropped"]
+    return Outcome(
+        name="augmentation",
+        title="Generated data for a classifier",
+        command="python benchmarks/augmentation.py",
+        said=f"From n real digits a diffusion model is trained ({numbers['steps']} steps, each digit seen {EPOCHS} "
+        f"times, dropout {DROPOUT:g}), and {PER_CLASS} samples of each class drawn, judged by a classifier of the same "
+        "n digits and checked for copies, as `diff-diffusion augment` does it. Then one classifier is trained on the n "
+        "digits alone, one on them and the samples, and one on them and as many shifted copies of them, which cost "
+        f"nothing: the same network, the same number of steps. All are tested on the same {numbers['test images']} "
+        "digits that nobody else has seen.",
+        tables=[Table("Accuracy", ["n", "seeds", *arms], rows)],
+        numbers=numbers,
+        notes=[
+            "Means over seeds, each with its own n digits; gains in percentage points, paired by seed, with the 95 % "
+            "interval of their mean by Student's t.",
+            "How near a copy is was measured on the real digits that were left out. Trained until it has seen each "
+            "digit 800 times, a model of 50 drew 3,986 copies in 4,000 samples.",
+        ],
+    )
 
 
 def main() -> None:
@@ -127,18 +136,19 @@ def main() -> None:
     arguments = parser.parse_args()
     data, test = load_image_dataset("digits").split()
     about = {"version": __version__, "torch": torch.__version__, "steps": arguments.steps, "test images": len(test)}
-    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {**about, "rows": []}
+    done = json.loads(KEPT.read_text()) if KEPT.exists() else {**about, "rows": []}
     if {name: done[name] for name in about} != about:
         done = {**about, "rows": []}
     rows = done["rows"]
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seeds):
         for n in SIZES:
             if any(row["n"] == n and row["seed"] == seed for row in rows):
                 continue
             rows.append(measure(data, test, n, seed, arguments.steps))
-            RESULTS.write_text(json.dumps(done, indent=1) + "\n")
+            KEPT.write_text(json.dumps(done, indent=1) + "\n")
             print(rows[-1], flush=True)
-    print("\n".join(table(rows)))
+    told(done).write()
 
 
 if __name__ == "__main__":

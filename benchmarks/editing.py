@@ -2,37 +2,31 @@
 
     python benchmarks/editing.py [--run runs/editing] [--steps 1000]
 
-Trains a run on the digits by the command line, or goes on with that in the folder. One half of each held-out digit,
-left, right, upper or lower in turn, is drawn anew, once told the digit's label and once not; a classifier that saw the
-real training digits alone judges whether it is still the digit that it was. A half of some digits fits several, so the
-share of the real digits that it judges right stands beside it. Then held-out threes go up the probability flow as
-threes and down as eights; whether slant stays is measured by the correlation of the slants, taken from second moments
-of ink, beside that with eights drawn afresh.
-Writes results/editing.json, and inpainting.png and translation.png in docs/images.
+Trains a run on the digits by the command line, or goes on with that in the folder. Writes results/editing.json, and
+inpainting.png and translation.png in docs/images.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from outcome import Outcome, Table
 from torch import Tensor
 
-from diff_diffusion import DiffusionModel, __version__, load_image_dataset
+from diff_diffusion import DiffusionModel, load_image_dataset
 from diff_diffusion.editing import inpaint, translate
 from diff_diffusion.evaluation.features import train_classifier
 from diff_diffusion.evaluation.score import interval
 from diff_diffusion.pictures import sheet, write_png
 
-HERE = Path(__file__).parent
-IMAGES = HERE.parent / "docs" / "images"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
 SHOWN = 12
 
 
@@ -79,7 +73,6 @@ def main() -> None:
     masks = halves(len(images), *held_out.shape[1:])
 
     result: dict[str, Any] = {
-        "with": f"diff-diffusion {__version__}, torch {torch.__version__}, {platform.machine()}",
         "run": {fact: model.facts[fact] for fact in ("steps", "seed", "parameters")},
         "n": len(images),
         "interval": "Wilson, 95 %",
@@ -109,8 +102,54 @@ def main() -> None:
     order = torch.from_numpy(np.argsort(slant(threes))[np.linspace(0, len(threes) - 1, SHOWN).astype(int)])
     pictures = torch.cat([threes[order].float(), eights[order]])
     write_png(IMAGES / "translation.png", sheet(pictures, SHOWN, labels=["held-out 3", "as an 8"]))
-    (HERE / "results" / "editing.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    told(result).write()
+
+
+def told(result: Mapping[str, Any]) -> Outcome:
+    def row(what: str, name: str) -> list[str]:
+        found = result[name]
+        low, high = found["interval"]
+        if "r" in found:
+            return [what, f"{found['r']:.2f}", f"{low:.2f} to {high:.2f}", str(found["n"])]
+        return [what, f"{found['share']:.1%}", f"{low:.1%} to {high:.1%}", str(found.get("n", result["n"]))]
+
+    threes = result["slant of a 3 and of its 8"]["n"]
+    to_eight = row("threes that become an eight", "3 to 8")[:3]
+    return Outcome(
+        name="editing",
+        title="Editing",
+        command="python benchmarks/editing.py",
+        said="One half of each held-out digit, left, right, upper or lower in turn, is drawn anew, once told the "
+        "digit's label and once not; a classifier that saw the real training digits alone judges whether it is still "
+        "the digit that it was. A half of some digits fits several. Then held-out threes go up the probability flow as "
+        "threes and down as eights; whether slant stays is measured by the correlation of the slants, taken from "
+        "second moments of ink, beside that with eights drawn afresh.",
+        tables=[
+            Table(
+                "Still, or now, what it should be",
+                ["", "share", "95 %", "n"],
+                [
+                    row("real digits, whole", "judge on the real digits"),
+                    row("half drawn anew, told the label", "inpainting, told the label"),
+                    row("half drawn anew, not told", "inpainting, not told"),
+                    [*to_eight, str(threes)],
+                ],
+            ),
+            Table(
+                "Slant of a three, correlated with",
+                ["", "r", "95 %", "n"],
+                [
+                    row("the eight that it becomes", "slant of a 3 and of its 8"),
+                    row("an eight drawn afresh", "slant of a 3 and of a fresh 8"),
+                ],
+            ),
+        ],
+        numbers=result,
+        notes=[
+            f"One model, {result['run']['steps']:,} steps of training, seed {result['run']['seed']}. Intervals of "
+            "shares are Wilson's, of correlations by Fisher's z. The pictures are on the page [Editing](editing.md).",
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -3,30 +3,27 @@ no classes, and classifier-free on one that was.
 
     python benchmarks/guidance.py [--runs runs/guidance] [--steps 1000] [--num 1000]
 
-Trains three runs by the command line, or goes on with those in the folder. Each picture is judged by a classifier that
-saw clean real digits alone. Agreement says nothing of variety, so the Fréchet distance to the real digits stands beside
-it, with that of real held-out digits at their own n. Writes results/guidance.json.
+Trains three runs by the command line, or goes on with those in the folder. Writes results/guidance.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from outcome import Outcome, Table
 
-from diff_diffusion import DiffusionModel, __version__, load_image_dataset
+from diff_diffusion import DiffusionModel, load_image_dataset
 from diff_diffusion.evaluation.distances import frechet
 from diff_diffusion.evaluation.features import train_classifier
 from diff_diffusion.evaluation.score import interval
 from diff_diffusion.models import Guidance, Model, NoisyClassifier
 
-RESULTS = Path(__file__).parent / "results"
 RUNS = {"unconditional": ["--unconditional"], "classifier": ["--classifier"], "conditional": []}
 BY_CLASSIFIER = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0)
 CLASSIFIER_FREE = (0.0, 1.0, 1.5, 2.0, 2.5, 3.0)
@@ -81,17 +78,36 @@ def main() -> None:
         "sampler": f"{type(free.recipe.sampler).__name__}, {free.recipe.grid.num_steps} steps",
         "classifier guidance": [row(free, Guidance(scale, classifier=classifier)) for scale in BY_CLASSIFIER],
         "classifier-free guidance": [row(taught, Guidance(scale)) for scale in CLASSIFIER_FREE],
-        "with": f"diff-diffusion {__version__}, torch {torch.__version__}, {platform.machine()}",
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "guidance.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    told(result).write()
+
+
+def told(result: Mapping[str, Any]) -> Outcome:
+    tables = []
     for kind in ("classifier guidance", "classifier-free guidance"):
-        print(f"\n| {kind}, scale | agreement (95 %) | Fréchet distance |\n|---|---|---|")
-        for found in result[kind]:
-            low, high = found["interval"]
-            print(
-                f"| {found['scale']:g} | {found['agreement']:.1%} ({low:.1%} to {high:.1%}) | {found['frechet']:.1f} |"
-            )
+        rows = []
+        for row in result[kind]:
+            low, high = row["interval"]
+            agrees = f"{row['agreement']:.1%} ({low:.1%} to {high:.1%})"
+            rows.append([f"{row['scale']:g}", agrees, f"{row['frechet']:.1f}"])
+        tables.append(Table(kind.capitalize(), ["scale", "agreement (95 %)", "Fréchet distance"], rows))
+    judge, floor = result["judge"], result["frechet of real held-out digits"]
+    return Outcome(
+        name="guidance",
+        title="Guidance",
+        command="python benchmarks/guidance.py",
+        said=f"How many of {result['n']:,} digits are what they were asked to be, by scale: by a classifier on a model "
+        "that was taught no classes, and classifier-free on one that was. The judge is a classifier that saw clean "
+        "real digits alone. Agreement says nothing of variety, so the Fréchet distance to the real digits, on the "
+        "judge's features, stands beside it.",
+        tables=tables,
+        numbers=result,
+        notes=[
+            f"The judge is right about {judge['accuracy']:.1%} of {judge['n']} real held-out digits, whose own Fréchet "
+            f"distance is {floor:.1f}.",
+            "Intervals are Wilson's. What the figures say is on the page [Guidance](theory/guidance.md).",
+        ],
+    )
 
 
 if __name__ == "__main__":

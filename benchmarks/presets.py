@@ -2,27 +2,28 @@
 
     python benchmarks/presets.py [--seconds 30] [--seeds 3] [--nfe 32]
 
-Interleaved (seed by seed, preset by preset), so that a slow spell of the machine hits all alike. Writes
-results/presets.md and results/presets.json.
+Every training's scores are kept in runs/bench/presets.json, and a run that was cut short goes on from there. Writes
+results/presets.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
+from outcome import Outcome, Table
 
-from diff_diffusion import DiffusionModel, TrainSettings, __version__, load_image_dataset, train
+from diff_diffusion import DiffusionModel, TrainSettings, load_image_dataset, train
 from diff_diffusion.evaluation.features import train_classifier
 from diff_diffusion.evaluation.score import score
-from diff_diffusion.presets import RECIPES
+from diff_diffusion.presets import fitting
 from diff_diffusion.registry import build, describe
 
-RESULTS = Path(__file__).parent / "results"
+KEPT = Path(__file__).parent.parent / "runs" / "bench" / "presets.json"
 
 
 def main() -> None:
@@ -34,11 +35,20 @@ def main() -> None:
 
     data, held_out = load_image_dataset("digits").split()
     classifier = train_classifier(data, held_out)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in RECIPES}
-    for seed in range(arguments.seeds):
-        for name in RECIPES:
-            model = DiffusionModel.for_data(data, name, seed=seed)
-            settings = TrainSettings(minutes=arguments.seconds / 60, lr=2e-3, seed=seed, precision="fp32")
+    names = fitting(DiffusionModel.for_data(data).codec.latent)
+    asked = {"seconds": arguments.seconds, "nfe": arguments.nfe, "n": len(held_out), "features": classifier.name}
+    done: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    if {name: done.get(name) for name in asked} != asked:
+        done = {**asked, "presets": {}}
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    # Seed by seed, preset by preset, so that a slow spell of the machine hits all alike.
+    for seed in map(str, range(arguments.seeds)):
+        for name in names:
+            rows = done["presets"].setdefault(name, {})
+            if seed in rows:
+                continue
+            model = DiffusionModel.for_data(data, name, seed=int(seed))
+            settings = TrainSettings(minutes=arguments.seconds / 60, lr=2e-3, seed=int(seed), precision="fp32")
             *_, last = train(model, data, None, settings, held_out=held_out)
             # One sampler for all, so that the table compares what was learned: multistep on a λ grid.
             recipe = describe(model.recipe) | {
@@ -47,36 +57,48 @@ def main() -> None:
             }
             model.recipe = build(recipe)
             scores = score(model, data, held_out, classifier, sets=1)
-            row = {
+            rows[seed] = {
                 "steps": last.step,
                 "agreement": scores.agreement,
                 "frechet": scores.frechet,
                 "floor": scores.frechet_floor,
             }
-            found[name].append(row)
-            print(name, seed, row, flush=True)
+            KEPT.write_text(json.dumps(done, indent=1) + "\n")
+            print(name, seed, rows[seed], flush=True)
+    told(done).write()
 
-    lines = [
-        f"Digits, {arguments.seconds:g} s of training, {arguments.seeds} seeds, n = {len(held_out)}, multistep 2 with "
-        f"{arguments.nfe} evaluations; features {classifier.name}. Real against real at the same n: "
-        f"{found['ddpm'][0]['floor']:.2f}.",
-        f"diff-diffusion {__version__}, torch {torch.__version__}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads.",
-        "",
-        "| preset | Fréchet distance (median, range) | agreement (median, range) | steps |",
-        "|---|---|---|---|",
-    ]
-    for name, rows in sorted(found.items(), key=lambda item: statistics.median(row["frechet"] for row in item[1])):
-        frechet, agree = ([row[key] for row in rows] for key in ("frechet", "agreement"))
-        lines.append(
-            f"| {name} | {statistics.median(frechet):.1f} ({min(frechet):.1f} to {max(frechet):.1f}) "
-            f"| {statistics.median(agree):.1%} ({min(agree):.1%} to {max(agree):.1%}) "
-            f"| {statistics.median(row['steps'] for row in rows):.0f} |"
+
+def told(numbers: Mapping[str, Any]) -> Outcome:
+    each = {name: list(rows.values()) for name, rows in numbers["presets"].items() if rows}
+    middle = {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in each.items()
+    }
+    rows = []
+    for name in sorted(each, key=lambda name: middle[name]["frechet"]):
+        frechet, agree = (sorted(row[key] for row in each[name]) for key in ("frechet", "agreement"))
+        rows.append(
+            [
+                f"`{name}`",
+                f"{middle[name]['frechet']:.1f} ({frechet[0]:.1f} to {frechet[-1]:.1f})",
+                f"{middle[name]['agreement']:.1%} ({agree[0]:.1%} to {agree[-1]:.1%})",
+                f"{middle[name]['steps']:.0f}",
+            ]
         )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "presets.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (RESULTS / "presets.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    floor = statistics.median(row["floor"] for rows in each.values() for row in rows)
+    return Outcome(
+        name="presets",
+        title="Presets",
+        command="python benchmarks/presets.py",
+        said=f"What each preset reaches on the digits in the same {numbers['seconds']:g} s of training: the same "
+        f"network, the same data, one sampler for all, multistep 2 with {numbers['nfe']} evaluations.",
+        tables=[Table("By Fréchet distance", ["preset", "Fréchet distance", "agreement", "steps"], rows)],
+        numbers=numbers,
+        notes=[
+            f"Medians of {len(next(iter(each.values())))} seeds, with their range; n = {numbers['n']}, features "
+            f"{numbers['features']}. Real against real at the same n: {floor:.1f}. Agreement: a classifier sees the "
+            "label that was asked for.",
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -1,28 +1,24 @@
 """How far each sampler is from the end of its ODE after so many network evaluations: the pictures of
 docs/choosing-a-sampler.md.
 
-    python benchmarks/sampler_choice.py [--run FOLDER] [--train-steps 600]
+    python benchmarks/sampler_choice.py [--run FOLDER] [--train-steps 600] [--draw-only]
 
-Two models: the exact denoiser of two modes, whose flow has a closed form, and a small network trained on the digits,
-whose flow is followed with 300 steps of Heun. FOLDER keeps the trained network (default: runs/sampler_choice);
-training is done once. Writes results/sampler_choice.json, and sampler_choice.png and grid_choice.png in docs/images.
+FOLDER keeps the trained network (default: runs/sampler_choice); training is done once. Writes
+results/sampler_choice.json, and by sampler_choice_told.py sampler_choice.png and grid_choice.png in docs/images.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import numpy
-import torch
+from outcome import RESULTS
+from sampler_choice_told import BUDGETS, COARSE, Curve, pictures, told
 from torch import Tensor
 
-from diff_diffusion import DiffusionModel, Noise, TrainSettings, __version__, load_image_dataset, train
+from diff_diffusion import DiffusionModel, Noise, TrainSettings, load_image_dataset, train
 from diff_diffusion.core.denoiser import Denoiser
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.time_maps import LinearLogSnr
@@ -36,21 +32,11 @@ from diff_diffusion.samplers.sampler import Sampler, trajectory
 from diff_diffusion.samplers.transforms import Churn
 from diff_diffusion.verification.closed_forms import TwoModes
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
-HERE = Path(__file__).parent
-IMAGES = HERE.parent / "docs" / "images"
-BUDGETS = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-COARSE = (4, 6, 8, 12, 16, 32)
 TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.003)
 TWICE = {"heun", "dpm2", "dpmpp_2s", "dpmpp_sde"}  # two evaluations a step
 DETERMINISTIC = ("ddim", "heun", "dpm2", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "deis", "lms", "unipc")
 QUALITY = ("ddim", "dpmpp_2m", "unipc", "heun", "ddpm", "dpmpp_2m_sde", "heun on churn")
 SEEDS = range(32)
-
-Curve = list[tuple[int, float]]
-"""(network evaluations, error)."""
 
 
 def walked(
@@ -186,125 +172,24 @@ def digits(folder: Path, train_steps: int) -> dict[str, Any]:
     return result
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
-
-# Okabe and Ito's colours, told apart by every kind of colour vision. Colour says the family and the marker which of it;
-# dashed is two evaluations a step, a hollow marker draws noise.
-NOISY = {"ddpm", "dpmpp_2m_sde", "dpmpp_sde", "heun on churn"}
-LOOK: dict[str, tuple[str, str, str]] = {
-    "ddim": ("#000000", "o", "-"),
-    "heun": ("#D55E00", "s", "--"),
-    "dpm2": ("#D55E00", "^", "--"),
-    "dpmpp_2s": ("#D55E00", "D", "--"),
-    "dpmpp_2m": ("#0072B2", "o", "-"),
-    "dpmpp_3m": ("#0072B2", "s", "-"),
-    "deis": ("#009E73", "^", "-"),
-    "lms": ("#009E73", "D", "-"),
-    "unipc": ("#CC79A7", "v", "-"),
-    "adaptive": ("#E69F00", "*", ":"),
-    "ddpm": ("#000000", "s", "-"),
-    "dpmpp_2m_sde": ("#0072B2", "s", "-"),
-    "dpmpp_sde": ("#D55E00", "D", "--"),
-    "heun on churn": ("#D55E00", "^", "--"),
-    "log_snr": ("#0072B2", "o", "-"),
-    "karras": ("#D55E00", "s", "-"),
-    "optimised, order 2": ("#009E73", "D", "-"),
-    "uniform": ("#000000", "^", "-"),
-}
-
-
-def draw(axis: Any, found: dict[str, Curve], title: str, ylabel: str, ticks: Iterable[int]) -> None:
-    """Curves on logarithmic axes, each named at its right end."""
-    for name, curve in found.items():
-        colour, marker, line = LOOK[name]
-        inside = "white" if name in NOISY else colour
-        axis.plot(*zip(*curve, strict=True), color=colour, marker=marker, ls=line, ms=4.8, lw=1.4, mfc=inside)
-    axis.set(xscale="log", yscale="log", title=title, xlabel="network evaluations of a sample", ylabel=ylabel)
-    axis.set_xticks(list(ticks), [str(tick) for tick in ticks])
-    axis.set_xticks([], minor=True)
-    axis.grid(True, color="0.9", lw=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_ylim(bottom=0.5 * axis.get_ylim()[0])  # room for the last names
-    label(axis, found)
-
-
-def label(axis: Any, found: dict[str, Curve]) -> None:
-    """The names, at the height of the last point, moved apart where they would touch."""
-    low, high = (numpy.log10(value) for value in axis.get_ylim())
-    gap = 0.047 * (high - low)
-    right = max(curve[-1][0] for curve in found.values())
-    order = sorted(found, key=lambda name: found[name][-1][1])
-    places = [float(numpy.log10(found[name][-1][1])) for name in order]
-    for _ in range(400):
-        for i, j in itertools.pairwise(range(len(order))):
-            lack = gap - (places[j] - places[i])
-            if lack > 0:
-                places[i], places[j] = places[i] - lack / 2, places[j] + lack / 2
-    for name, place in zip(order, places, strict=True):
-        nfe, error = found[name][-1]
-        colour = LOOK[name][0]
-        axis.annotate(
-            name,
-            (nfe, error),
-            (right * 1.25, 10**place),
-            color=colour,
-            va="center",
-            fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6},
-            annotation_clip=False,
-        )
-
-
-def pictures(found: dict[str, Any]) -> None:
-    plt.rcParams.update({"font.size": 10, "axes.titlesize": 11})
-    figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.2))
-    unit = "rms error, in standard deviations of the data"
-    draw(axes[0], found["two modes"]["samplers"], "Two modes, exact denoiser", unit, (8, 16, 32, 64, 128))
-    draw(axes[1], found["digits"]["samplers"], "Digits, trained network", unit, (8, 16, 32, 64, 128))
-    figure.tight_layout(w_pad=6)
-    figure.savefig(IMAGES / "sampler_choice.png", dpi=130, facecolor="white", bbox_inches="tight")
-
-    figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.8))
-    draw(axes[0], found["digits"]["grids"], "Digits: dpmpp_2m on four grids", unit, (8, 16, 32, 64, 128))
-    about = found["digits"]
-    quality = "Fréchet distance to the train split"
-    draw(axes[1], about["frechet"], "Digits: what is seen of it", quality, COARSE)
-    heights = [4, 5, 6, 8, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300]
-    low, high = axes[1].get_ylim()
-    axes[1].set_yticks([h for h in heights if low <= h <= high], [str(h) for h in heights if low <= h <= high])
-    axes[1].set_yticks([], minor=True)
-    axes[1].axhline(about["frechet_floor"], color="0.4", lw=1, ls=(0, (4, 3)))
-    axes[1].text(COARSE[0], about["frechet_floor"] * 0.97, "real images, same n", va="top", color="0.35", fontsize=9)
-    figure.tight_layout(w_pad=7)
-    figure.savefig(IMAGES / "grid_choice.png", dpi=130, facecolor="white", bbox_inches="tight")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kept = HERE.parent / "runs" / "sampler_choice"
+    kept = Path(__file__).parent.parent / "runs" / "sampler_choice"
     parser.add_argument("--run", type=Path, default=kept, help="where the trained network is kept")
     parser.add_argument("--train-steps", type=int, default=600)
     parser.add_argument("--draw-only", action="store_true", help="the pictures again, from the stored results")
     arguments = parser.parse_args()
-    results = HERE / "results" / "sampler_choice.json"
-    if not arguments.draw_only:
-        found = {
-            "about": {
-                "n": {"two modes": 256, "digits": len(SEEDS)},
-                "seeds": "0 upwards",
-                "grid": "log_snr; of two modes from λ = -12 to 12, of the digits from -10 to 10",
-                "versions": {
-                    "diff_diffusion": __version__,
-                    "torch": torch.__version__.partition("+")[0],
-                    "numpy": numpy.__version__,
-                },
-            },
-            "two modes": two_modes(),
+    if arguments.draw_only:
+        path = RESULTS / "sampler_choice.json"
+    else:
+        about = {
+            "n": {"two modes": 256, "digits": len(SEEDS)},
+            "seeds": "0 upwards",
+            "grid": "log_snr; of two modes from λ = -12 to 12, of the digits from -10 to 10",
         }
-        found["digits"] = digits(arguments.run, arguments.train_steps)
-        results.parent.mkdir(exist_ok=True)
-        results.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    pictures(json.loads(results.read_text(encoding="utf-8")))
+        trained_on = digits(arguments.run, arguments.train_steps)
+        path = told({"about": about, "two modes": two_modes(), "digits": trained_on}).write()
+    pictures(json.loads(path.read_text(encoding="utf-8"))["numbers"])
 
 
 if __name__ == "__main__":

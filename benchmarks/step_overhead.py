@@ -1,32 +1,24 @@
 """What a sampler's step costs around the network: ours beside diffusers, one process, one thread.
 
-    python benchmarks/step_overhead.py [--steps 50] [--repeats 200] [--json FILE]
+    python benchmarks/step_overhead.py [--steps 50] [--repeats 200]
 
-Batch 1, [1, 3, 32, 32], float32, a network that is free: it returns a tensor made before, and the time of a loop that
-only calls it is taken off. Ours is the walk that a user runs, `trajectory` over a `NetworkDenoiser`; theirs is
-`scheduler.step` alone; the floor is a bare loop of the same update with its coefficients at hand. All run with
-gradients off, as pipelines do. Measured is the thread's processor time, so that waiting for a shared core counts
-for nothing; the walks take turns, so that a slow spell of the machine hits all alike. The table has medians and, for
-the ratios, the medians of the turns' ratios.
+Takes a minute. Writes results/step_overhead.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from outcome import Outcome, Table, Target
 from torch import Tensor, nn
 
-from diff_diffusion import __version__
 from diff_diffusion.core.denoiser import Denoiser, NetworkDenoiser
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.targets import LinearTarget
@@ -41,6 +33,15 @@ from diff_diffusion.samplers.multistep import Multistep
 EPS = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 TARGETS = {"DDIM": 1 / 4, "DDIM, x̂_0 clipped": 1 / 4, "2M": 1 / 5}
 """The share of diffusers' time that ours may take."""
+WHO = ("ours", "diffusers", "bare")
+
+
+SAID = """
+What a step costs around the network: batch 1, [1, 3, 32, 32], float32, one thread, gradients off. The network is free:
+it returns a tensor made before, and the time of a loop that only calls it is taken off. Ours is the walk that a user
+runs, `trajectory` over a `NetworkDenoiser`; diffusers' is `scheduler.step` alone; the bare loop is the same update with
+its coefficients worked out before.
+""".strip()
 
 
 class Free(nn.Module):
@@ -133,54 +134,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--json", type=Path, help="write the numbers here too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
     n = arguments.steps
     rows = {
-        "DDIM": (
-            our_walk(Ancestral(0.0), n),
-            their_walk("DDIMScheduler", n, clip_sample=False),
-            bare_walk(1, n),
-        ),
-        "DDIM, x̂_0 clipped": (
-            our_walk(Ancestral(0.0), n, clip=True),
-            their_walk("DDIMScheduler", n, clip_sample=True),
-            bare_walk(1, n, clip=True),
-        ),
-        "2M": (
-            our_walk(Multistep(2), n),
-            their_walk("DPMSolverMultistepScheduler", n),
-            bare_walk(2, n),
-        ),
+        name: (
+            our_walk(Ancestral(0.0), n, clip),
+            their_walk("DDIMScheduler", n, clip_sample=clip),
+            bare_walk(1, n, clip),
+        )
+        for name, clip in (("DDIM", False), ("DDIM, x̂_0 clipped", True))
     }
-    walks = {f"{name}/{who}": walk for name, row in rows.items() for who, walk in zip("otf", row, strict=True)}
+    rows["2M"] = our_walk(Multistep(2), n), their_walk("DPMSolverMultistepScheduler", n), bare_walk(2, n)
+    walks = {f"{name}/{who}": walk for name, row in rows.items() for who, walk in zip(WHO, row, strict=True)}
     found = measure(walks | {"calls": calls_alone(n)}, arguments.repeats, n)
     calls = found.pop("calls")
     found = {name: [a - b for a, b in zip(values, calls, strict=True)] for name, values in found.items()}
-
-    results: dict[str, dict[str, Any]] = {}
-    print(
-        f"µs a step around the network, [1, 3, 32, 32], {n} steps, median of {arguments.repeats} turns;\n"
-        f"diff-diffusion {__version__}, diffusers {diffusers.__version__}, torch {torch.__version__}, "
-        f"{platform.machine()}, 1 thread.\n"
-    )
-    print("| step | ours | diffusers | ratio | target | | bare loop |")
-    print("|---|---|---|---|---|---|---|")
+    results: dict[str, dict[str, float]] = {}
     for name, target in TARGETS.items():
-        ours, theirs, floor = (found[f"{name}/{who}"] for who in "otf")
-        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-        middle = {"ours": ours, "diffusers": theirs, "bare": floor}
-        results[name] = {who: statistics.median(values) for who, values in middle.items()}
-        results[name] |= {"ratio": ratio, "target": target}
-        print(
-            f"| {name} | {results[name]['ours']:.1f} | {results[name]['diffusers']:.1f} | {ratio:.3f} | {target:g} "
-            f"| {'met' if ratio <= target else 'MISSED'} | {results[name]['bare']:.1f} |"
-        )
-    if arguments.json:
-        arguments.json.parent.mkdir(exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        results[name] = {who: statistics.median(found[f"{name}/{who}"]) for who in WHO}
+        each = [a / b for a, b in zip(found[f"{name}/ours"], found[f"{name}/diffusers"], strict=True)]
+        results[name] |= {"ratio": statistics.median(each), "target": target}
+    told(results, n, arguments.repeats).write(["diffusers"])
+
+
+def told(results: dict[str, dict[str, float]], steps: int = 50, repeats: int = 200) -> Outcome:
+    return Outcome(
+        name="step_overhead",
+        title="A sampler's step",
+        command="python benchmarks/step_overhead.py",
+        said=SAID,
+        tables=[
+            Table(
+                "A step around the network, µs",
+                ["step", "ours", "diffusers", "ours, of diffusers'", "bare loop"],
+                [
+                    [name, *(f"{row[who]:.1f}" for who in WHO[:2]), f"{row['ratio']:.3f}", f"{row['bare']:.1f}"]
+                    for name, row in results.items()
+                ],
+            )
+        ],
+        targets=[
+            Target(
+                f"time of a step of {name}, of diffusers'",
+                row["ratio"],
+                row["target"],
+                at_least=False,
+                why=f"a bare loop of the same update takes {row['bare'] / row['diffusers']:.2f} of their time already",
+            )
+            for name, row in results.items()
+        ],
+        numbers=results,
+        notes=[
+            f"Processor time of the thread. Walks of {steps} steps take turns, {repeats} each; the ratio is the median "
+            "of the turns'."
+        ],
+    )
 
 
 if __name__ == "__main__":
