@@ -69,7 +69,7 @@ def test_what_cannot_be_trained_is_refused(cli: Cli, animals: Path, tmp_path: Pa
         assert not (tmp_path / "r").exists()
         return err
 
-    assert "give one" in said(animals, "--classifier", "--unconditional")
+    assert "which are all that a classifier learns" in said(animals, "--classifier", "--unconditional")
     assert "needs classes" in said(animals / "猫", "--classifier")
     assert "learned time map" in said(animals, "--classifier", "--preset", "vdm")
     assert "unknown part 'classifier/dit'" in said(animals, "--classifier", "--set", "network=dit")

@@ -12,9 +12,9 @@ from diff_diffusion.errors import ConfigError, listed
 
 SECTIONS = ("data", "model", "train")
 # `network.width` means `model.network.width`.
-SHORT = {name: f"model.{name}" for name in ("network", "codec", "recipe", "conditioner")} | {
-    name: f"model.recipe.{name}" for name in ("process", "target", "objective", "sampler", "grid", "guidance")
-}
+SHORT = {
+    name: f"model.{name}" for name in ("network", "codec", "recipe", "conditioner", "bottleneck", "reconstruction")
+} | {name: f"model.recipe.{name}" for name in ("process", "target", "objective", "sampler", "grid", "guidance")}
 
 
 def parse_size(size: str | None) -> int | tuple[int, int] | None:

@@ -8,14 +8,19 @@ from typing import Annotated
 import typer
 
 from diff_diffusion.cli.options import (
+    Bottleneck,
     Classifier,
+    Codec,
     Conds,
     Config,
     Data,
+    Factor,
     Grid,
     Guidance,
     Json,
+    Latent,
     Minutes,
+    Model,
     Preset,
     Run,
     Sampler,
@@ -47,9 +52,14 @@ def train(
     auto: Annotated[
         bool, typer.Option("--auto", help="Measure which micro-batch fits into memory and which precision is fastest.")
     ] = False,
+    model: Model = "diffusion",
     classifier: Classifier = False,
     unconditional: Unconditional = False,
     text_encoder: TextEncoder = None,
+    latent: Latent = False,
+    codec: Codec = None,
+    bottleneck: Bottleneck = None,
+    factor: Factor = None,
     no_audit: Annotated[
         bool, typer.Option("--no-audit", help="Do not search for copies of training images at the end.")
     ] = False,
@@ -69,26 +79,39 @@ def train(
       diff-diffusion train digits --out runs/digits --steps 2000 --set train.lr=0.0005 --set network.width=48
 
       diff-diffusion train digits --classifier --out runs/judge --steps 1000
+
+      diff-diffusion train photos/ --latent --out runs/photos --minutes 90
     """
+    from diff_diffusion.cli.prepare import Request
     from diff_diffusion.cli.train import run
 
-    run(
+    request = Request(
         data,
-        out,
         steps,
         minutes,
         size,
         seed,
         preset,
-        set_ or [],
+        tuple(set_ or []),
         config,
-        dry_run,
-        auto,
-        classifier,
-        unconditional,
-        text_encoder,
-        not no_audit,
+        model=kind(model, classifier),
+        unconditional=unconditional,
+        text_encoder=text_encoder,
+        bottleneck=bottleneck,
+        factor=factor,
+        codec=codec,
+        latent=latent,
     )
+    run(request, out, dry_run, auto, not no_audit)
+
+
+def kind(model: str, classifier: bool) -> str:
+    """Which model `--model` and `--classifier` ask for together."""
+    from diff_diffusion.errors import ConfigError
+
+    if classifier and model not in ("diffusion", "classifier"):
+        raise ConfigError(f"--classifier and --model {model} ask for two models: give one")
+    return "classifier" if classifier else model
 
 
 def plan(
@@ -100,9 +123,13 @@ def plan(
     preset: Preset = None,
     set_: Sets = None,
     config: Config = None,
+    model: Model = "diffusion",
     classifier: Classifier = False,
     unconditional: Unconditional = False,
     text_encoder: TextEncoder = None,
+    codec: Codec = None,
+    bottleneck: Bottleneck = None,
+    factor: Factor = None,
     as_json: Json = False,
 ) -> None:
     """What `train` with the same options would cost, measured in seconds before anything starts. Writes nothing.
@@ -118,12 +145,25 @@ def plan(
     `train --auto` trains with the micro-batch and the precision that are chosen here.
     """
     from diff_diffusion.cli.plan import run
-    from diff_diffusion.cli.train import prepared
+    from diff_diffusion.cli.prepare import Request, prepared
 
-    run(
-        prepared(data, steps, minutes, size, seed, preset, set_ or [], config, classifier, unconditional, text_encoder),
-        as_json,
+    request = Request(
+        data,
+        steps,
+        minutes,
+        size,
+        seed,
+        preset,
+        tuple(set_ or []),
+        config,
+        model=kind(model, classifier),
+        unconditional=unconditional,
+        text_encoder=text_encoder,
+        bottleneck=bottleneck,
+        factor=factor,
+        codec=codec,
     )
+    run(prepared(request), as_json)
 
 
 def sample(

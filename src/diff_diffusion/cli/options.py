@@ -50,8 +50,25 @@ Sets = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of what --dry-run prints; may be repeated."),
 ]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, as --dry-run prints them.")]
-Classifier = Annotated[
-    bool, typer.Option("--classifier", help="Train a classifier that knows noise, for `sample --classifier`.")
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="diffusion; classifier, which knows noise, for `sample --classifier`; or autoencoder, for --codec.",
+    ),
+]
+Classifier = Annotated[bool, typer.Option("--classifier", help="The same as --model classifier.")]
+Latent = Annotated[
+    bool, typer.Option("--latent", help="Train an autoencoder, then a diffusion model in its latents: both in one run.")
+]
+Codec = Annotated[
+    Path | None, typer.Option(help="Train in the latents of this run of `--model autoencoder`.", show_default=False)
+]
+Bottleneck = Annotated[
+    str | None, typer.Option(help="What an autoencoder's latents are: kl (numbers), vq or fsq (codes). kl if left out.")
+]
+Factor = Annotated[
+    int | None, typer.Option(help="How many times smaller a latent's sides are: 2, 4, 8, … 4 if left out.")
 ]
 Unconditional = Annotated[bool, typer.Option("--unconditional", help="Learn nothing of the data's labels and columns.")]
 TextEncoder = Annotated[

@@ -8,7 +8,7 @@ import typer
 
 from diff_diffusion.cli.console import duration
 from diff_diffusion.cli.look import rows
-from diff_diffusion.cli.train import Prepared
+from diff_diffusion.cli.prepare import Prepared
 from diff_diffusion.training.planning import RunPlan, plan
 from diff_diffusion.training.trial import gib
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.registry import register
+from diff_diffusion.rng import Noise
 from diff_diffusion.tensors import TensorSpec
 
 
@@ -85,8 +86,8 @@ class Affine:
         view = (-1, *[1] * (len(self.shape) - 1))
         return tuple(torch.tensor(v, dtype=torch.float32, device=like.device).view(view) for v in (self.mean, self.std))  # type: ignore[return-value]
 
-    def encode(self, data: Tensor) -> Tensor:
-        """Data [B, *shape] in data units (uint8 or float) to float32 of mean 0 and std 1.
+    def encode(self, data: Tensor, noise: Noise | None = None) -> Tensor:
+        """Data [B, *shape] in data units (uint8 or float) to float32 of mean 0 and std 1, in the one way there is.
 
         Raises:
             IncompatibleError: another number of channels.

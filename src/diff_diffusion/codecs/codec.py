@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from diff_diffusion.rng import Noise
 from diff_diffusion.tensors import TensorSpec
 
 
@@ -23,11 +24,11 @@ class Codec(Protocol):
 
     @property
     def mean(self) -> Sequence[float]:
-        """Of what is encoded, by channel: what encoding takes off it, to have mean 0."""
+        """Of what is encoded, by channel: what encoding takes off it, to have mean 0; () where it gives tokens."""
 
     @property
     def std(self) -> Sequence[float]:
-        """Of what is encoded, by channel: what encoding divides it by, to have standard deviation 1."""
+        """By channel, what encoding divides it by, to have standard deviation 1; () where it gives tokens."""
 
     @property
     def data(self) -> TensorSpec:
@@ -35,14 +36,18 @@ class Codec(Protocol):
 
     @property
     def latent(self) -> TensorSpec:
-        """Shape of one encoded sample."""
+        """Shape of one encoded sample; where it is one of whole numbers, tokens, from 0 to which."""
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Between which numbers encoded samples lie: two float32 tensors that broadcast with one."""
 
-    def encode(self, data: Any) -> Tensor:
-        """Data [B, *data.shape] in data units to float32 [B, *latent.shape] of mean 0 and standard deviation 1."""
+    def encode(self, data: Any, noise: Noise | None = None) -> Tensor:
+        """Data [B, *data.shape] in data units to [B, *latent.shape]: float32 of mean 0 and standard deviation 1, or
+        tokens, int64.
+
+        Where data can be coded in several ways, drawn among them with `noise`, one key per sample; the best without.
+        """
 
     def decode(self, latent: Any) -> Tensor:
         """The way back, in float32 data units within their range."""

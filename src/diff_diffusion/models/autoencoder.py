@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.codecs.bottleneck import Bottleneck, Passed, Tokens
+from diff_diffusion.codecs.tokens import Tokenised
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
 from diff_diffusion.core.denoiser import LOG_SNR_LIMIT
@@ -95,6 +96,10 @@ class Autoencoder(Model):
         """
         return cls.from_description(describe_autoencoder(data, bottleneck, **options), seed)
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return (self.bottleneck.channels, *(size // self.network.factor for size in self.codec.shape[1:]))
+
     # ---- trained --------------------------------------------------------------------------------------------------
 
     def objective(
@@ -169,3 +174,11 @@ class Autoencoder(Model):
         batches = (data.batch(range(i, min(i + BATCH, some))).to(self.device) for i in range(0, some, BATCH))
         with self.evaluating():
             return Autoencoded.fit(self.network, self.bottleneck, self.codec, batches)
+
+    def as_tokens(self) -> Tokenised:
+        """The codec whose latents are the numbers of this one's codes.
+
+        Raises:
+            IncompatibleError: its latents are no codes of a finite number.
+        """
+        return Tokenised(self.network, self.bottleneck, self.codec)  # type: ignore[arg-type]  # which it checks

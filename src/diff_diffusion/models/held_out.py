@@ -34,7 +34,7 @@ def held_out_loss(model: Model, data: ImageDataset) -> dict[str, Any]:
     with model.evaluating():
         for first in range(0, count, BATCH):
             rows = slice(first, min(first + BATCH, count))
-            x_0 = model.codec.encode(data.batch(chosen[rows]).to(model.device))
+            x_0 = model.codec.encode(data.batch(chosen[rows]).to(model.device), noise[rows].fork("latent"))
             known = model.known(data.cond(chosen[rows]))
             loss = model.loss_at(x_0, t[rows], model.encode(known, len(x_0)), noise[rows])
             losses.append(loss.per_sample.double().cpu())

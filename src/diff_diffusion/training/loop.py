@@ -340,15 +340,11 @@ class _Run:
         return total.item(), norm.item()
 
     def _latents(self, batch: Batch, noise: Noise) -> Tensor:
-        """What the network works on; of an autoencoder's latents, draws of what its encoder says."""
-        codec = self.model.codec
-        if not isinstance(codec, Autoencoded):
-            return codec.encode(batch.pixels.to(self.device))
-        with torch.no_grad():
-            moments = (
-                codec.moments(batch.pixels.to(self.device)) if self.kept is None else self.kept.batch(batch.indices)
-            )
-            return codec.latents(moments.to(self.device), noise.fork("latent"))
+        """What the network works on; of latents that can be drawn, draws."""
+        codec, noise = self.model.codec, noise.fork("latent")
+        if self.kept is None or not isinstance(codec, Autoencoded):
+            return codec.encode(batch.pixels.to(self.device), noise)
+        return codec.latents(self.kept.batch(batch.indices).to(self.device), noise)
 
     def _keep_latents(self) -> Moments | None:
         """What the encoder of a model on latents says of every image; None where it is asked at each step."""

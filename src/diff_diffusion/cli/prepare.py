@@ -1,0 +1,235 @@
+"""What the options of `train` and `plan` mean for some data: everything of a run but its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diff_diffusion.cli.config import merged, network_named, parse_size, read_changes
+from diff_diffusion.cli.console import count_progress
+from diff_diffusion.codecs.autoencoded import Autoencoded
+from diff_diffusion.data import ImageDataset, load_image_dataset
+from diff_diffusion.errors import ConfigError, DataError, listed
+from diff_diffusion.models import Autoencoder, DiffusionModel, Model
+from diff_diffusion.sizing import describe_autoencoder, describe_classifier, describe_for_data
+from diff_diffusion.training import TrainSettings
+from diff_diffusion.training.settings import make_settings
+
+DEFAULT_MINUTES = 10.0
+DATA_DEFAULTS = {"path": None, "size": None, "channels": None, "held_out": 0.1, "index": True}
+MODELS = ("diffusion", "classifier", "autoencoder")
+CODEC = "codec"
+"""Where in a run of both stages the autoencoder's own run is."""
+FIRST_SHARE = 1 / 3
+"""Of the minutes of both stages, what the autoencoder has."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `train` and of `plan`, as they were given."""
+
+    data: str
+    steps: int | None = None
+    minutes: float | None = None
+    size: str | None = None
+    seed: int = 0
+    preset: str | None = None
+    sets: tuple[str, ...] = ()
+    config: Path | None = None
+    model: str = "diffusion"
+    unconditional: bool = False
+    text_encoder: Path | None = None
+    bottleneck: str | None = None
+    factor: int | None = None
+    codec: Path | None = None
+    latent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ConfigError(f"--model is one of {listed(MODELS)}, not {self.model!r}")
+
+    def check(self) -> None:
+        """Nothing, or a ConfigError that names two options of which one has nothing to do."""
+        coded = self.codec is not None or self.latent
+        for given, option, why in [
+            (self.text_encoder is not None and (self.model != "diffusion" or self.unconditional), "--text-encoder",
+             "it reads captions, and this model would not be asked for any"),
+            (self.unconditional and self.model == "classifier", "--unconditional",
+             "it leaves out the labels, which are all that a classifier learns"),
+            (self.unconditional and self.model == "autoencoder", "--unconditional",
+             "an autoencoder is asked for nothing anyway"),
+            (self.preset is not None and self.model == "autoencoder", "--preset",
+             "it says how noise comes and goes, and an autoencoder has none"),
+            (coded and self.model != "diffusion", "--latent" if self.latent else "--codec",
+             f"it is for a diffusion model to work in, and this is a {self.model}"),
+            (self.latent and self.codec is not None, "--latent", "--codec has an autoencoder already"),
+            (self.bottleneck is not None and not (self.latent or self.model == "autoencoder"), "--bottleneck",
+             "no autoencoder is trained here"),
+            (self.factor is not None and not (self.latent or self.model == "autoencoder"), "--factor",
+             "no autoencoder is trained here"),
+        ]:  # fmt: skip
+            if given:
+                raise ConfigError(f"{option} has nothing to do: {why}. Leave it out")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run as `train` would start it: everything but the model's weights, and those of its codec."""
+
+    about_data: dict[str, Any]
+    description: dict[str, Any]
+    settings: TrainSettings
+    train_split: ImageDataset
+    held_out: ImageDataset
+    report: list[str]
+    codec: Autoencoded | None = None
+
+    def model(self) -> Model:
+        """The model, untrained, with its codec's weights."""
+        model = Model.from_description(self.description, self.settings.seed)
+        if isinstance(model, DiffusionModel):
+            model.take_weights(self.codec)
+        return model
+
+
+def prepared(
+    request: Request, quiet: bool = False, read: Prepared | None = None, codec: Autoencoded | None = None
+) -> Prepared:
+    """What the options mean.
+
+    Args:
+        request: the options.
+        quiet: no progress while images are read.
+        read: of the same data, when they are read already.
+        codec: what a diffusion model works in; that of `request.codec` when left out.
+
+    Raises:
+        ConfigError: an option that is wrong or cannot take effect.
+        DataError: data that cannot be used.
+    """
+    changes = read_changes(request.config, request.sets)
+    model_changes = changes.get("model", {})
+    kind = model_changes.get("type", "") if isinstance(model_changes, Mapping) else ""
+    if kind.removeprefix("model/") in MODELS:
+        request = replace(request, model=kind.removeprefix("model/"))
+    request.check()
+    asked = _asked(request, changes.get("train", {}))
+    make_settings(asked)  # a wrong one fails before the images are read
+    about, train_split, held_out, report = _read(request, changes, quiet) if read is None else _again(read)
+    settings = make_settings({"batch_size": batch_for(train_split.shape)} | asked)
+    codec = codec or (codec_of(request.codec, train_split) if request.codec is not None else None)
+    if request.model == "classifier":
+        described = describe_classifier(train_split, request.preset)
+    elif request.model == "autoencoder":
+        chosen: dict[str, Any] = {"bottleneck": request.bottleneck, "factor": request.factor}
+        described = describe_autoencoder(train_split, **{name: value for name, value in chosen.items() if value})
+    else:
+        encoder = str(request.text_encoder) if request.text_encoder is not None else None
+        described = describe_for_data(
+            train_split, request.preset, network_named(changes), not request.unconditional, encoder, codec
+        )
+    description = merged(described, model_changes, "model.")
+    return Prepared(about, description, settings, train_split, held_out, report, codec)
+
+
+def stages(request: Request) -> tuple[Request, Request]:
+    """The two runs of `--latent`: of the autoencoder, and of the diffusion model in its latents.
+
+    Settings of the model are the second's, those of `codec` the first's.
+    """
+    request.check()
+    changes = read_changes(request.config, request.sets).get("train", {})
+    minutes = request.minutes or (None if request.steps else changes.get("minutes"))
+    if minutes is None and request.steps is None and changes.get("steps") is None:
+        minutes = DEFAULT_MINUTES
+    mine = [text for text in request.sets if text.startswith("codec.")]
+    both = [text for text in request.sets if text.startswith(("train.", "data."))]
+    first = replace(
+        request,
+        model="autoencoder",
+        latent=False,
+        unconditional=False,
+        text_encoder=None,
+        preset=None,
+        minutes=None if minutes is None else minutes * FIRST_SHARE,
+        sets=(*both, *("model." + text.removeprefix("codec.") for text in mine)),
+    )
+    second = replace(
+        request,
+        latent=False,
+        bottleneck=None,
+        factor=None,
+        minutes=None if minutes is None else minutes * (1 - FIRST_SHARE),
+        sets=tuple(text for text in request.sets if text not in mine),
+    )
+    return first, second
+
+
+def codec_of(folder: Path, data: ImageDataset) -> Autoencoded:
+    """The codec that a run is, or works in.
+
+    Raises:
+        ConfigError: a run of a model that has no latents.
+        IncompatibleError: an autoencoder of data of another shape.
+    """
+    model = Model.load(folder)
+    model.check_data(data)
+    if isinstance(model, Autoencoder):
+        return model.as_codec(data)
+    if isinstance(model.codec, Autoencoded):
+        return model.codec
+    raise ConfigError(
+        f"--codec {folder} is a {type(model).__name__} of pixels: give a run of `train --model autoencoder`, or one "
+        "that was trained on latents"
+    )
+
+
+def _asked(request: Request, changes: Mapping[str, Any]) -> dict[str, Any]:
+    options = {"steps": request.steps, "minutes": request.minutes, "seed": request.seed or None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if len(given.keys() & {"steps", "minutes"}) == 1:  # one of them on the command line replaces either in the file
+        given = {"steps": None, "minutes": None} | given
+    asked = {**changes, **given}
+    if asked.get("steps") is None and asked.get("minutes") is None:
+        asked["minutes"] = DEFAULT_MINUTES
+    return asked
+
+
+def _read(
+    request: Request, changes: Mapping[str, Any], quiet: bool
+) -> tuple[dict[str, Any], ImageDataset, ImageDataset, list[str]]:
+    about_data = dict(changes.get("data", {}))
+    columns = about_data.pop("columns", {})
+    if not isinstance(columns, Mapping):
+        raise ConfigError(f"data.columns says a kind for each column, as in data.columns.year=class, not {columns!r}")
+    about = merged(DATA_DEFAULTS | {"path": request.data, "size": request.size}, about_data, "data.")
+    about |= {"columns": columns}
+    images = load_image_dataset(
+        about["path"],
+        size=_size(about["size"]),
+        channels=about["channels"],
+        columns=columns,
+        progress=None if quiet else count_progress("reading images"),
+        index=about["index"],
+    )
+    return about, *images.split(about["held_out"]), images.report.lines()
+
+
+def _again(read: Prepared) -> tuple[dict[str, Any], ImageDataset, ImageDataset, list[str]]:
+    return read.about_data, read.train_split, read.held_out, []
+
+
+def batch_for(shape: tuple[int, int, int]) -> int:
+    """How many images a step trains on, by default: fewer when they are larger, so that steps stay short."""
+    side = max(shape[1:])
+    return 128 if side <= 16 else 64 if side <= 32 else 32
+
+
+def _size(size: Any) -> int | tuple[int, int] | None:
+    if isinstance(size, list):
+        if len(size) != 2 or not all(isinstance(side, int) for side in size):
+            raise DataError(f"size {size!r} is neither a number nor two")
+        return size[0], size[1]
+    return parse_size(size)
