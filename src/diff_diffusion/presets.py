@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diff_diffusion.core.categorical import Absorbing, Logits, UniformTokens
+from diff_diffusion.core.categorical import Absorbing, Logits, Tokens, UniformTokens
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.learned_map import Learned
 from diff_diffusion.core.process import Process
@@ -39,6 +39,7 @@ from diff_diffusion.samplers.multistep import Multistep
 from diff_diffusion.samplers.sampler import Sampler
 from diff_diffusion.samplers.single_step import Heun
 from diff_diffusion.samplers.spacing import Spacing
+from diff_diffusion.tensors import TensorSpec
 
 
 @register("recipe/recipe")
@@ -230,6 +231,24 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "vp_sde": vp_sde,
     "zero_snr": zero_snr,
 }
+
+
+def fitting(latent: TensorSpec) -> list[str]:
+    """The names of the presets for what a codec gives: those for tokens where it is whole numbers."""
+    needs = Tokens if latent.whole else Gaussian
+    return [name for name in RECIPES if isinstance(recipe(name).process, needs)]
+
+
+def check_latent(latent: TensorSpec, process: Process) -> None:
+    """Nothing, or an IncompatibleError where a process does not destroy what a codec gives, naming what does."""
+    given = int(latent.high) + 1 if latent.whole else 0
+    known = process.vocab if isinstance(process, Tokens) else 0
+    if given != known:
+        destroys, gives = (f"tokens of a vocabulary of {n}" if n else "numbers" for n in (known, given))
+        raise IncompatibleError(
+            f"{type(process).__name__} destroys {destroys}, and the codec gives {gives}: presets that fit are "
+            f"{', '.join(fitting(latent))}{f', with vocab={given}' if given else ''}"
+        )
 
 
 def recipe(name: str, **options: Any) -> Recipe:

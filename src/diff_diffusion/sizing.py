@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,11 @@ from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.codecs.codec import Codec
 from diff_diffusion.conditions.frozen_text import describe_frozen_text
 from diff_diffusion.conditions.text import describe_text
-from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.data.columns import DERIVED
 from diff_diffusion.errors import ConfigError, IncompatibleError, listed
-from diff_diffusion.presets import RECIPES, Recipe, recipe
-from diff_diffusion.registry import build, describe, find, takes
+from diff_diffusion.presets import RECIPES, Recipe, fitting, recipe
+from diff_diffusion.registry import build, describe, find, names, takes
+from diff_diffusion.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from diff_diffusion.data import ImageDataset
@@ -34,7 +35,7 @@ SHRUNK_NOISE = 0.25
 def describe_for_data(
     data: ImageDataset,
     preset: str | None = None,
-    network: str = "unet",
+    network: str | None = None,
     conditional: bool = True,
     text_encoder: str | None = None,
     codec: Codec | None = None,
@@ -44,18 +45,18 @@ def describe_for_data(
 
     A model that is not conditional learns nothing of the data's columns. Captions are read by an encoder that is
     trained along, or by a frozen one in the folder `text_encoder`. Of a codec with weights, only its description is in
-    the model's: whoever builds it gives it the weights.
+    the model's: whoever builds it gives it the weights. The network is "unet" unless named, and for tokens
+    "token_transformer".
 
     Raises:
-        IncompatibleError: a codec of data of another shape.
+        IncompatibleError: a codec of data of another shape; a preset or a network that is not for what it gives.
     """
-    chosen = _recipe(data, preset, **options)
     if codec is not None and tuple(codec.data.shape) != data.shape:
         raise IncompatibleError(
             f"the codec is for samples {list(codec.data.shape)}; {data.name} has {list(data.shape)}"
         )
+    chosen = _recipe(data, preset, codec, **options)
     codec = codec or _codec(data)
-    channels, *places = codec.latent.shape
     side = max(data.shape[1:])
     conditions = {
         name: _condition(data, name, side, text_encoder)
@@ -72,15 +73,10 @@ def describe_for_data(
     with torch.device("meta"):
         made = build(conditioner)
     planes = made.planes if made is not None else 0
-    # A network whose name says its size, or of which nothing is known here, keeps its own.
-    sizes = LATENT_SIZES if max(places) < side else {"unet": unet_size, "dit": dit_size, "mmdit": mmdit_size}
-    size = sizes[network](max(places)) if network in sizes else {}
-    described = {**find("network", network), "channels": channels + planes, **size}
+    described = _network(codec.latent, network, side, chosen.target.outputs, planes)
     described["cond_width"] = made.width if made is not None else 0
     if made is not None and made.token_width and takes(described, "token_width"):
         described["token_width"] = made.token_width
-    if chosen.target.outputs != 1 or planes:
-        described["out_channels"] = channels * chosen.target.outputs
     return {
         "type": "model/diffusion",
         "network": described,
@@ -147,16 +143,47 @@ def describe_autoencoder(
     }
 
 
-def _recipe(data: ImageDataset, preset: str | None, **options: Any) -> Recipe:
-    """The preset's recipe, which images must fit."""
+def _recipe(data: ImageDataset, preset: str | None, codec: Codec | None = None, **options: Any) -> Recipe:
+    """The preset's recipe, which must fit the images, or what a codec gives."""
+    latent = codec.latent if codec is not None else TensorSpec(data.shape)
     betas = {"timesteps", "beta_start", "beta_end", "beta_schedule"} & options.keys()
-    chosen = recipe(preset or ("ddim" if betas else "rectified_flow"), **options)
-    if not isinstance(chosen.process, Gaussian):
+    name = preset or ("ddim" if betas else "masked_tokens" if latent.whole else "rectified_flow")
+    fits = fitting(latent)
+    if name in RECIPES and name not in fits:
+        kind = "tokens" if latent.whole else "images" if codec is None else "numbers"
         raise IncompatibleError(
-            f"preset {preset!r} is for tokens, and {data.name} holds images: for images use one of "
-            f"{', '.join(name for name in RECIPES if isinstance(recipe(name).process, Gaussian))}"
+            f"preset {name!r} is for {'numbers' if latent.whole else 'tokens'}, and "
+            f"{f'{data.name} holds' if codec is None else 'the codec gives'} {kind}: for {kind} use one of "
+            f"{', '.join(fits)}"
         )
-    return chosen
+    if latent.whole:
+        options = {"vocab": int(latent.high) + 1} | options
+    return recipe(name, **options)
+
+
+def _network(latent: TensorSpec, name: str | None, side: int, outputs: int, planes: int) -> dict[str, Any]:
+    """A network for what a codec gives of images whose longer side is `side`, with `planes` more channels beside it."""
+    name = name or ("token_transformer" if latent.whole else "unet")
+    found = find("network", name)
+    if takes(found, "vocab") != latent.whole:
+        kinds = ("numbers", "tokens") if latent.whole else ("tokens", "numbers")
+        every = names("network", aliases=False)
+        fits = [other for other in every if takes(find("network", other), "vocab") == latent.whole]
+        raise IncompatibleError(
+            f"network {name!r} is for {kinds[0]}, and the codec gives {kinds[1]}: for {kinds[1]} use one of "
+            f"{', '.join(fits)}"
+        )
+    if latent.whole:
+        size = token_size(math.prod(latent.shape)) if name == "token_transformer" else {}
+        return {**found, "vocab": int(latent.high) + 1, **size}
+    # A network whose name says its size, or of which nothing is known here, keeps its own.
+    channels, *places = latent.shape
+    sizes = LATENT_SIZES if max(places) < side else {"unet": unet_size, "dit": dit_size, "mmdit": mmdit_size}
+    size = sizes[name](max(places)) if name in sizes else {}
+    described = {**found, "channels": channels + planes, **size}
+    if outputs != 1 or planes:
+        described["out_channels"] = channels * outputs
+    return described
 
 
 def _codec(data: ImageDataset) -> Affine:
@@ -237,6 +264,15 @@ def latent_dit_size(side: int) -> dict[str, Any]:
     if side <= 16:
         return {"patch": 1 if side <= 8 else 2, "width": 256, "depth": 8, "heads": 8}
     return {"patch": 2, "width": 384, "depth": 12, "heads": 6}
+
+
+def token_size(places: int) -> dict[str, Any]:
+    """Width, depth and heads of a transformer for samples of that many tokens."""
+    if places <= 16:
+        return {"width": 128, "depth": 4, "heads": 4}
+    if places <= 256:
+        return {"width": 256, "depth": 8, "heads": 8}
+    return {"width": 384, "depth": 12, "heads": 6}
 
 
 LATENT_SIZES = {"unet": latent_unet_size, "dit": latent_dit_size, "mmdit": latent_dit_size}

@@ -124,11 +124,12 @@ def enlarged(images: Tensor, factor: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What one sample is: its shape without the batch axis, and the range of its values."""
+    """What one sample is: its shape without the batch axis, the range of its values, and whether they are whole."""
 
     shape: tuple[int, ...]
     low: float = -math.inf
     high: float = math.inf
+    whole: bool = False
 
     def __str__(self) -> str:
         return f"{list(self.shape)} in [{self.low:g}, {self.high:g}]"

@@ -31,6 +31,7 @@ RECIPE = {
 }
 UNET = {"channels": 2, "width": 8, "multipliers": [1, 2], "depth": 1, "attention": [2], "head_width": 8}
 DIT = {"channels": 2, "width": 16, "depth": 1, "heads": 2, "mlp_ratio": 2.0}
+TOKENS = {"vocab": 5, "width": 16, "depth": 1, "heads": 2, "mlp_ratio": 2.0}
 TEXT_ENCODER = {"vocab": 260, "width": 8, "depth": 2, "heads": 2, "length": 16}
 ENCODER = {
     "channels": 2,
@@ -56,6 +57,17 @@ EXAMPLES: dict[str, list[Description]] = {
             "mean": [0.5, -0.25, 0.0],
             "std": [1.5, 0.75, 2.0],
         }
+    ],
+    "codec/tokens": [
+        {
+            "network": {"type": "autoencoder/conv", **CONV, "codes_out": 3},
+            "bottleneck": bottleneck,
+            "pixels": PIXELS,
+        }
+        for bottleneck in (
+            {"type": "bottleneck/vq", "size": 7, "channels": 3},
+            {"type": "bottleneck/fsq", "levels": [3, 4, 5]},
+        )
     ],
     "condition/class": [{"names": ["chat", "猫"], "width": 6}],
     "condition/frozen_text": [
@@ -152,6 +164,7 @@ EXAMPLES: dict[str, list[Description]] = {
         DIT | {"token_width": 5, "cond_width": 6, "depth": 3},
         DIT | {"token_width": 3, "cond_width": 6, "depth": 2, "positions": "sincos", "patch": 3, "channels": 3},
     ],
+    "network/token_transformer": [TOKENS, TOKENS | {"cond_width": 6, "depth": 2, "heads": 1}],
     "network/unet": [
         UNET,
         UNET | {"cond_width": 6},

@@ -42,9 +42,12 @@ def test_bytes_come_back_as_the_same_bytes(codec: Any) -> None:
 @every_codec
 def test_specs_are_true(codec: Any) -> None:
     latent = codec.encode(data(codec))
-    assert latent.dtype == torch.float32
+    whole = codec.latent.whole
+    assert latent.dtype == (torch.int64 if whole else torch.float32)
     assert tuple(latent.shape[1:]) == codec.latent.shape
-    decoded = codec.decode(100.0 * latent)
+    assert bool((latent >= codec.latent.low).all() & (latent <= codec.latent.high).all())
+    assert len(codec.mean) == len(codec.std) == (0 if whole else codec.latent.shape[0])
+    decoded = codec.decode(latent if whole else 100.0 * latent)
     assert decoded.dtype == torch.float32
     assert tuple(decoded.shape[1:]) == codec.data.shape
     assert decoded.min() >= codec.data.low

@@ -1,4 +1,7 @@
-"""Laws of networks: any size in and out, no sample sees another, every weight learns, level and condition matter."""
+"""Laws of networks: any size in and out, no sample sees another, every weight learns, level and condition matter.
+
+A network with a `vocab` sees tokens, its mask among them, and says logits of each.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ def inputs(network: nn.Module, count: int = 3, size: tuple[int, int] = (6, 8)) -
     vector = noise.fork("cond").normal((count, network.cond_width)) if network.cond_width else None
     tokens = noise.fork("tokens").normal((count, LENGTH, token_width)) if token_width else None
     mask = torch.arange(LENGTH) < torch.arange(LENGTH, LENGTH - count, -1)[:, None] if token_width else None
-    x = noise.normal((count, network.channels, *size))
+    if vocab := getattr(network, "vocab", 0):
+        x = (noise.uniform((count, *size)) * (vocab + 1)).long()
+    else:
+        x = noise.normal((count, network.channels, *size))
     return x, torch.linspace(-20.0, 20.0, count), Embedded(vector, tokens, mask)
 
 
@@ -73,16 +79,25 @@ def cast(cond: Embedded, dtype: torch.dtype) -> Embedded:
     )
 
 
+def shape_out(network: nn.Module, x: Tensor) -> tuple[int, ...]:
+    return (*x.shape, network.vocab) if hasattr(network, "vocab") else tuple(x.shape)
+
+
+def numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a precision; tokens have none."""
+    return x.to(dtype) if x.is_floating_point() else x
+
+
 def distance(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_output_has_the_inputs_shape_and_dtype(network: nn.Module, size: tuple[int, int]) -> None:
+def test_the_output_has_the_inputs_shape_and_the_weights_dtype(network: nn.Module, size: tuple[int, int]) -> None:
     x, log_snr, cond = inputs(network, 2, size)
     out = perturbed(network)(x, log_snr, cond)
-    assert out.shape == x.shape
-    assert out.dtype == x.dtype
+    assert out.shape == shape_out(network, x)
+    assert out.dtype == torch.float32
     assert torch.isfinite(out).all()
 
 
@@ -90,7 +105,7 @@ def test_double_precision_stays_double(network: nn.Module) -> None:
     x, log_snr, cond = inputs(network)
     network = perturbed(network)
     single = network(x, log_snr, cond)
-    double = network.double()(x.double(), log_snr.double(), cast(cond, torch.float64))
+    double = network.double()(numbers(x, torch.float64), log_snr.double(), cast(cond, torch.float64))
     assert double.dtype == torch.float64
     assert torch.allclose(single.double(), double, rtol=1e-3, atol=1e-3)
 
@@ -102,7 +117,7 @@ def test_half_precision_stays_half(network: nn.Module) -> None:
     single = network(x, log_snr, cond)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = network(x, log_snr, cond)
-    half = network.bfloat16()(x.bfloat16(), log_snr, cast(cond, torch.bfloat16))
+    half = network.bfloat16()(numbers(x, torch.bfloat16), log_snr, cast(cond, torch.bfloat16))
     assert half.dtype == torch.bfloat16
     for out in (mixed, half):
         assert (out.float() - single).pow(2).mean() < 0.03**2 * single.pow(2).mean()
@@ -113,7 +128,7 @@ def test_no_sample_sees_another(network: nn.Module) -> None:
     network = perturbed(network)
     x, log_snr, cond = inputs(network)
     before = network(x, log_snr, cond)
-    x[1], log_snr[1] = x[1] * 3.0 - 1.0, 7.0
+    x[1], log_snr[1] = x[1] * 3.0 - 1.0 if x.is_floating_point() else x[1].roll(1, 0), 7.0
     if cond.vector is not None:
         cond.vector[1] = -cond.vector[1]
     if cond.tokens is not None and cond.mask is not None:
@@ -124,18 +139,28 @@ def test_no_sample_sees_another(network: nn.Module) -> None:
 
 
 def test_every_place_reaches_every_place_it_should(network: nn.Module) -> None:
-    """The gradient of the whole output reaches every input number, also at a size that needs padding."""
+    """The gradient of the whole output reaches every input number, also at a size that needs padding.
+
+    A token has none: another one there changes what is said of every place.
+    """
     network = perturbed(network)
     x, log_snr, cond = inputs(network, 1, (7, 5))
+    if not x.is_floating_point():
+        out = network(x, log_snr, cond)
+        for place in range(x.numel()):
+            other = x.clone()
+            other.view(-1)[place] = (x.view(-1)[place] + 1) % (network.vocab + 1)
+            assert ((network(other, log_snr, cond) - out).abs().amax(-1) > 1e-6).all()
+        return
     x.requires_grad_()
     (gradient,) = torch.autograd.grad((network(x, log_snr, cond) ** 2).sum(), x)
     assert (gradient != 0).all()
 
 
 def test_a_fresh_network_outputs_zero(network: nn.Module) -> None:
-    """So that training starts from the target's mean and not from noise."""
+    """So that training starts from the target's mean, or from all tokens alike, and not from noise."""
     x, log_snr, cond = inputs(network)
-    assert torch.equal(network(x, log_snr, cond), torch.zeros_like(x))
+    assert torch.equal(network(x, log_snr, cond), torch.zeros(shape_out(network, x)))
 
 
 def test_every_parameter_learns(network: nn.Module) -> None:
@@ -179,7 +204,7 @@ def test_a_network_reads_what_it_has_a_use_for(network: nn.Module) -> None:
     """Planes are channels of x by the time a network runs; tokens are for those that attend."""
     network = perturbed(network)
     x, log_snr, cond = inputs(network)
-    planes = torch.full_like(x, torch.nan)
+    planes = torch.full(x.shape, torch.nan)
     expected = network(x, log_snr, cond)
     assert torch.equal(network(x, log_snr, replace(cond, planes=planes)), expected)
     if not getattr(network, "token_width", 0):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.core.gaussian import Gaussian
-from diff_diffusion.errors import DataError, require
+from diff_diffusion.errors import DataError, IncompatibleError, require
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.models.model import LABEL
 from diff_diffusion.pictures import to_picture
@@ -43,10 +43,17 @@ def process_figure(
     Args:
         image: uint8 [C, H, W] of the model's size; a sample of the model when left out.
         cond: what to draw, one value as in `DiffusionModel.sample`; the first class when left out.
+
+    Raises:
+        IncompatibleError: a model of tokens, which are masked or changed and never look noisy.
     """
-    plt = _pyplot()
     process = model.recipe.process
-    assert isinstance(process, Gaussian)
+    if not isinstance(process, Gaussian):
+        raise IncompatibleError(
+            f"the figure shows noise between images, and {type(process).__name__} destroys tokens, which cannot be "
+            "decoded half-way: look at samples instead"
+        )
+    plt = _pyplot()
     if cond is None and model.class_names:
         cond = {LABEL: model.class_names[0]}
     asked = model.asked(cond, 1)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from diff_diffusion.cond import Cond
 from diff_diffusion.core.denoiser import Denoiser
+from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.core.posterior import GaussianPosterior, Posterior
-from diff_diffusion.errors import ConfigError
+from diff_diffusion.errors import ConfigError, IncompatibleError
 
 
 class Clipped(Denoiser):
@@ -23,10 +24,14 @@ class Clipped(Denoiser):
         denoiser: any.
         low, high: the data's range in latent units, shapes that broadcast with x.
 
+    Raises:
+        IncompatibleError: a denoiser of tokens.
+
     Source: Ho et al., arXiv 2006.11239, whose sampler clips x̂_0 to the range of its images.
     """
 
     def __init__(self, denoiser: Denoiser, low: Tensor, high: Tensor) -> None:
+        _check(denoiser)
         self.denoiser = denoiser
         self.process = denoiser.process
         one, other = low.flatten()[0], high.flatten()[0]
@@ -56,11 +61,13 @@ class DynamicallyClipped(Denoiser):
 
     Raises:
         ConfigError: a range that is not finite, or empty; a quantile outside (0, 1].
+        IncompatibleError: a denoiser of tokens.
 
     Source: Saharia et al., arXiv 2205.11487.
     """
 
     def __init__(self, denoiser: Denoiser, low: Tensor, high: Tensor, quantile: float = 0.995) -> None:
+        _check(denoiser)
         if not bool((low < high).all() & torch.isfinite(high - low).all()):
             raise ConfigError(f"dynamic clipping needs a finite range of data, not {low} to {high}")
         if not 0.0 < quantile <= 1.0:
@@ -82,3 +89,10 @@ class DynamicallyClipped(Denoiser):
         limit = limit.view(-1, *[1] * (mean.ndim - 1))
         inner = torch.where(limit > 1.0, centre + half * (unit / limit), mean)
         return GaussianPosterior(inner.clamp(self.low.to(mean), self.high.to(mean)), posterior.tweedie, posterior.share)
+
+
+def _check(denoiser: Denoiser) -> None:
+    if not isinstance(denoiser.process, Gaussian):
+        raise IncompatibleError(
+            f"clipping keeps numbers in their range, and {type(denoiser.process).__name__} has tokens: leave it out"
+        )

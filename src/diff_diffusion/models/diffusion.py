@@ -14,13 +14,14 @@ from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
 from diff_diffusion.conditions.labels import ClassLabel
 from diff_diffusion.core.denoiser import Denoiser, NetworkDenoiser
+from diff_diffusion.core.process import Process
 from diff_diffusion.errors import ConfigError, DiffusionError, IncompatibleError, listed
 from diff_diffusion.guidance.bounds import Clipped, DynamicallyClipped
 from diff_diffusion.models.guiding import Guidance
 from diff_diffusion.models.model import LEVELS, Model
 from diff_diffusion.objectives.denoising import Loss
 from diff_diffusion.pictures import sheet
-from diff_diffusion.presets import Recipe
+from diff_diffusion.presets import Recipe, check_latent
 from diff_diffusion.registry import build, find, register
 from diff_diffusion.rng import Noise, derive
 from diff_diffusion.samplers.grid import Grid
@@ -54,7 +55,7 @@ class DiffusionModel(Model):
         super().__init__()
         check_fits(recipe.sampler, recipe.process)
         self.denoiser = NetworkDenoiser(network, recipe.process, recipe.target, conditioner)
-        self._check_channels(codec)
+        self._check_codec(codec, recipe.process)
         unknown = [name for name in recipe.objective.drops if conditioner is None or name not in conditioner.parts]
         if unknown:
             raise ConfigError(f"drops names {listed(unknown)}, which is no condition of this model")
@@ -71,14 +72,28 @@ class DiffusionModel(Model):
             weights.requires_grad_(False)
         self._losses = 0
 
-    def _check_channels(self, codec: Codec) -> None:
-        """Nothing, or an IncompatibleError where the network does not see the data's channels and the planes beside."""
+    def _check_codec(self, codec: Codec, process: Process) -> None:
+        """Nothing, or an IncompatibleError where the process or the network is not for what the codec gives."""
+        latent = codec.latent
+        check_latent(latent, process)
         planes = self.conditioner.planes if self.conditioner is not None else 0
-        takes, shape = getattr(self.network, "channels", None), codec.latent.shape
-        if planes and takes is not None and takes != shape[0] + planes:
+        if latent.whole:
+            vocab, wanted = getattr(self.network, "vocab", None), int(latent.high) + 1
+            if vocab not in (None, wanted):
+                raise IncompatibleError(
+                    f"the network knows {vocab} tokens, and the codec gives {wanted}: make them equal"
+                )
+            if planes:
+                raise IncompatibleError(
+                    f"tokens have no channels that {planes} of images could stand beside: ask for no images, or work "
+                    "on an autoencoder's latents as numbers"
+                )
+            return
+        takes = getattr(self.network, "channels", None)
+        if planes and takes is not None and takes != latent.shape[0] + planes:
             raise IncompatibleError(
-                f"the network takes {takes} channels, and the samples have {shape[0]}, with {planes} of images "
-                f"beside them: it needs channels {shape[0] + planes} and out_channels {shape[0]}"
+                f"the network takes {takes} channels, and the samples have {latent.shape[0]}, with {planes} of images "
+                f"beside them: it needs channels {latent.shape[0] + planes} and out_channels {latent.shape[0]}"
             )
 
     @property
@@ -99,7 +114,7 @@ class DiffusionModel(Model):
         data: ImageDataset,
         preset: str | None = None,
         seed: int = 0,
-        network: str = "unet",
+        network: str | None = None,
         codec: Codec | None = None,
         **options: Any,
     ) -> DiffusionModel:
@@ -107,10 +122,11 @@ class DiffusionModel(Model):
 
         Args:
             data: the train split (the codec is fitted to it).
-            preset: a name in `diff_diffusion.presets`; "rectified_flow" unless betas are given, then "ddim".
+            preset: a name in `diff_diffusion.presets`; "rectified_flow" unless betas are given, then "ddim", or the
+                codec gives tokens, then "masked_tokens".
             seed: of the initial weights.
-            network: "unet", "dit" or any other registered network's name.
-            codec: what the data are worked on as, such as an autoencoder's latents; pixels when left out.
+            network: "unet", "dit" or any other registered network's name; for tokens "token_transformer".
+            codec: what the data are worked on as, such as an autoencoder's latents or tokens; pixels when left out.
             options: `conditional=False` for a model that learns nothing of the data's columns; and arguments of the
                 preset: `timesteps`, `beta_start`, `beta_end`, `beta_schedule`, `num_inference_steps`.
 

@@ -17,7 +17,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from diff_diffusion import __version__
-from diff_diffusion.codecs.codec import Codec
+from diff_diffusion.codecs.codec import Codec, learned
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
 from diff_diffusion.conditions.labels import ClassLabel
@@ -247,7 +247,9 @@ class Model(nn.Module, ABC):
 
     def _fixed(self) -> set[str]:
         """The weights that do not learn, such as a codec's: they have no average, and are stored once."""
-        return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        codec = learned(self.codec)
+        return fixed | {f"codec.{name}" for name, _ in codec.named_buffers()} if codec is not None else fixed
 
     def save(self, folder: str | Path) -> None:
         """A model folder at `folder`, whole or not at all: config.json, model.safetensors, facts.json, README.md.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,28 @@ POSITIONS = ("rotary", "sincos")
 LEVEL_FEATURES = 256
 # Rotary frequencies are chosen for grids of tens of patches, the papers' sines and cosines as for text.
 ROTARY_BASE, SINCOS_BASE = 100.0, 10_000.0
+
+
+def check_sizes(called: str, network: Any, rows: Sequence[tuple[str, float, float, float]]) -> None:
+    """Nothing, or a ConfigError where a transformer's sizes are out of range: its own `rows`, and what all have."""
+    for name, value, low, high in [
+        *rows,
+        ("width", network.width, 4, 8192),
+        ("depth", network.depth, 1, 128),
+        ("heads", network.heads, 1, 256),
+        ("cond_width", network.cond_width, 0, 65536),
+        ("mlp_ratio", network.mlp_ratio, 0.5, 16),
+    ]:
+        if not low <= value <= high:
+            raise ConfigError(f"{called}'s {name} must be from {low} to {high}, not {value}")
+    each = 4 * network.heads
+    if network.width % each:
+        raise ConfigError(
+            f"{called}'s width must be a multiple of 4 × heads = {each}, not {network.width}: "
+            f"{max(1, network.width // each) * each} would do"
+        )
+    if not 0.0 <= network.dropout < 1.0:
+        raise ConfigError(f"dropout must be at least 0 and below 1, not {network.dropout}")
 
 
 class PatchTransformer(nn.Module, ABC):
@@ -58,29 +82,16 @@ class PatchTransformer(nn.Module, ABC):
         self.leave = zeroed(nn.Linear(width, (out_channels or channels) * patch**2))
 
     def _check(self) -> None:
-        for name, value, low, high in [
+        rows = [
             ("channels", self.channels, 1, 4096),
             ("patch", self.patch, 1, 64),
-            ("width", self.width, 4, 8192),
-            ("depth", self.depth, 1, 128),
-            ("heads", self.heads, 1, 256),
-            ("cond_width", self.cond_width, 0, 65536),
-            ("mlp_ratio", self.mlp_ratio, 0.5, 16),
             ("out_channels", self.out_channels or 1, 1, 4096),
-        ]:
-            if not low <= value <= high:
-                raise ConfigError(f"{self.called}'s {name} must be from {low} to {high}, not {value}")
-        if self.width % (4 * self.heads):
-            raise ConfigError(
-                f"{self.called}'s width must be a multiple of 4 × heads = {4 * self.heads}, not {self.width}: "
-                f"{max(1, self.width // (4 * self.heads)) * 4 * self.heads} would do"
-            )
+        ]
+        check_sizes(self.called, self, rows)
         if self.positions not in POSITIONS:
             raise ConfigError(
                 f"{self.called}'s positions must be one of {', '.join(POSITIONS)}, not {self.positions!r}"
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 
     @abstractmethod
     def _block(self, index: int) -> nn.Module:
