@@ -48,15 +48,19 @@ docs: $(VENV)/.dev  ## the documentation in docs/_build, warnings as errors
 
 # What a run of some hours found before it was stopped is kept in runs/bench, and the next goes on from there.
 bench: $(VENV)/.bench  ## every benchmark, some hours on a machine of one's own; the page is docs/benchmarks.md
+	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/costs.py
-	$(BIN)/python benchmarks/step_overhead.py --json benchmarks/results/step_overhead.json
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/sampling_speed.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/copies.py
+	$(BIN)/python benchmarks/presets.py
+	$(BIN)/python benchmarks/sampler_choice.py
+	$(BIN)/python benchmarks/guidance.py
+	$(BIN)/python benchmarks/editing.py
+	$(BIN)/python benchmarks/augmentation.py
 	$(BIN)/python benchmarks/time_to_quality.py
 	$(BIN)/python benchmarks/generators.py
-	$(BIN)/python benchmarks/presets.py
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then benchmarks/gpu.sh; fi
 	$(BIN)/python benchmarks/page.py
 

@@ -39,6 +39,13 @@ class Target:
     def met(self) -> bool:
         return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
 
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """What, wanted, measured and met, as words of a table's row."""
+        missed = f"**missed**{': ' + self.why if self.why else ''}"
+        wanted = f"{'≥' if self.at_least else '≤'} {self.wanted:g}"
+        return self.what, wanted, f"{self.measured:.3g}", "met" if self.met else missed
+
 
 @dataclass(frozen=True)
 class Table:
@@ -131,16 +138,14 @@ def markdown(told: Mapping[str, Any]) -> list[str]:
     """Blocks of Markdown: what was done, the tables, the targets, the notes."""
     blocks = [told["said"]]
     for table in told["tables"]:
-        lines = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
-        blocks += [f"**{table['title']}**", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
+        blocks += [f"**{table['title']}**", grid(table["columns"], table["rows"])]
     if told["targets"]:
-        lines = ["| target | wanted | measured | |", "| --- | --- | --- | --- |"]
-        for each in told["targets"]:
-            target = Target(**{name: each[name] for name in Target.__dataclass_fields__})
-            end = "met" if target.met else f"**missed**{': ' + target.why if target.why else ''}"
-            sign = "≥" if target.at_least else "≤"
-            lines.append(f"| {target.what} | {sign} {target.wanted:g} | {target.measured:.3g} | {end} |")
-        blocks.append("\n".join(lines))
+        blocks.append(grid(("target", "wanted", "measured", ""), [Target(**each).cells for each in told["targets"]]))
     if told["notes"]:
         blocks.append("\n".join(f"- {note}" for note in told["notes"]))
     return blocks
+
+
+def grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

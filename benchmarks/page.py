@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from outcome import RESULTS, Target, markdown
+from outcome import RESULTS, Target, grid, markdown
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 ORDER = (
@@ -26,7 +28,8 @@ HEAD = """
 # Benchmarks
 
 Written by `make bench` from the files in `benchmarks/results`, which hold every single measurement. What was wanted
-stands beside what was found, and what is missed is said with its reason as far as that is known.
+stands beside what was found, and what is missed is said with its reason as far as that is known. Figures without a unit
+are ratios, shares and counts.
 """.strip()
 
 
@@ -39,36 +42,56 @@ def outcomes(folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def page(told: list[dict[str, Any]]) -> str:
+    facts = [_facts(each) for each in told]
+    usual = _usual(facts)
     blocks = [HEAD, *_summary(told)]
-    for each in told:
-        blocks += [f"## {each['title']}", *markdown(each), _measured_on(each)]
+    missing = [f"`{name}`" for name in ORDER if name not in {each["name"] for each in told}]
+    if missing:
+        blocks.append(f"Without a result so far: {', '.join(missing)}.")
+    if usual:
+        blocks.append(f"Machine and versions, where a section does not say otherwise: {_words(usual)}.")
+    for each, found in zip(told, facts, strict=True):
+        own = _words({key: fact for key, fact in found.items() if usual.get(key) != fact})
+        on = f" *on* {own}" if own else ""
+        blocks += [f"## {each['title']}", *markdown(each), f"*Measured by* `{each['command']}`{on}."]
     return "\n\n".join(blocks) + "\n"
 
 
 def _summary(told: list[dict[str, Any]]) -> list[str]:
-    rows = []
-    for each in told:
-        for values in each["targets"]:
-            target = Target(**{name: values[name] for name in Target.__dataclass_fields__})
-            sign = "≥" if target.at_least else "≤"
-            end = "met" if target.met else f"**missed**{': ' + target.why if target.why else ''}"
-            rows.append(
-                f"| {each['title']} | {target.what} | {sign} {target.wanted:g} | {target.measured:.3g} | {end} |"
-            )
-    return (
-        ["\n".join(["| benchmark | target | wanted | measured | |", "| --- | --- | --- | --- | --- |", *rows])]
-        if rows
-        else []
-    )
+    targets = [(each["title"], Target(**values)) for each in told for values in each["targets"]]
+    if not targets:
+        return []
+    met = sum(target.met for _, target in targets)
+    rows = [(title, *target.cells) for title, target in targets]
+    return [
+        f"Targets met: {met} of {len(targets)}.",
+        grid(("benchmark", "target", "wanted", "measured", ""), rows),
+    ]
 
 
-def _measured_on(each: dict[str, Any]) -> str:
+def _facts(each: Mapping[str, Any]) -> dict[str, str]:
+    """The machine and the versions, each in words; empty where unknown."""
     machine = each["machine"]
-    told = [machine["cpu"], f"{machine['cores']} cores", f"{machine['threads']} threads"]
-    told += [", ".join(machine["instructions"])] if machine["instructions"] else []
-    told += [machine["gpu"]] if "gpu" in machine else []
-    versions = ", ".join(f"{name} {version}" for name, version in each["versions"].items())
-    return f"*Measured by* `{each['command']}` *on* {'; '.join(told)}; {versions}."
+    found = {"cpu": machine.get("cpu", "")}
+    for key in ("cores", "threads"):
+        count = machine.get(key, 0)
+        found[key] = f"{count} {key if count > 1 else key[:-1]}" if count else ""
+    found |= {"instructions": ", ".join(machine.get("instructions", ())), "gpu": machine.get("gpu", "")}
+    return found | {name: f"{name} {version}" for name, version in each["versions"].items()}
+
+
+def _usual(facts: list[dict[str, str]]) -> dict[str, str]:
+    """What most sections share, so that it need be said only once; threads and GPUs are each section's own."""
+    found = {}
+    for key in dict.fromkeys(key for each in facts for key in each if key not in ("threads", "gpu")):
+        fact, times = Counter(each.get(key, "") for each in facts).most_common(1)[0]
+        if fact and times > max(1, len(facts) / 2):
+            found[key] = fact
+    return found
+
+
+def _words(facts: Mapping[str, str]) -> str:
+    return "; ".join(fact for fact in facts.values() if fact)
 
 
 def main() -> None:
