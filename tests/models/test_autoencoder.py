@@ -182,7 +182,9 @@ def test_a_latent_that_says_nothing_is_no_codec() -> None:
     model = autoencoder(KL, train_split)
     with torch.no_grad():
         model.network.encoder[-1].weight[1] = 0.0
-    with pytest.raises(ConfigError, match="channel 1 of the latents varies by 0 from place to place, and by 1.* it says nothing"):
+    with pytest.raises(
+        ConfigError, match=r"channel 1 of the latents varies by 0 from place to place, and by 1.* it says nothing"
+    ):
         model.as_codec(train_split)
 
 
@@ -202,3 +204,30 @@ def test_parts_that_do_not_fit_are_refused_with_both() -> None:
 def test_a_reconstruction_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Reconstruction(**options)
+
+
+@EVERY
+def test_a_sheet_shows_what_comes_back_and_facts_say_what_was_lost(bottleneck: dict[str, Any]) -> None:
+    train_split, held_out = digits()
+    model = autoencoder(bottleneck, train_split)
+    model.objective(model.codec.encode(train_split.batch(range(64))), None, Noise(range(64)))
+    picture = model.sheet(None, held_out.batch(range(5)))
+    assert picture is not None
+    assert picture.width > picture.height
+    facts = model.held_out_facts(held_out)
+    rows = range(64)
+    x = model.codec.encode(held_out.batch(rows))
+    with torch.no_grad():
+        latent = (
+            model.eval()
+            .bottleneck(model.network.encode(x), Noise([derive(0, "held out", i) for i in rows]).fork("latent"))
+            .latent
+        )
+        back = model.codec.decode(model.network.decode(latent)).round()
+    first = ImageDataset.from_arrays(held_out.batch(rows)[:, 0])
+    mean = float((back - held_out.batch(rows)).double().pow(2).mean())
+    assert model.held_out_facts(first)["held-out PSNR"] == pytest.approx(10 * math.log10(255**2 / mean), abs=0.01)
+    assert model.held_out_facts(first)["latent std"] == pytest.approx(
+        latent.double().transpose(0, 1).flatten(1).std(1).tolist(), abs=1e-3
+    )
+    assert ("codes used" in facts) == (bottleneck is not KL)

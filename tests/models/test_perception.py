@@ -12,7 +12,7 @@ from diff_diffusion import TrainSettings, load_image_dataset, train
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.models import Autoencoder
 from diff_diffusion.networks.critic import PatchCritic
-from diff_diffusion.objectives.perception import balance, taken_for_real, told_apart, unlike
+from diff_diffusion.objectives.perception import balance, ssim, taken_for_real, told_apart, unlike
 from diff_diffusion.registry import build, describe
 from diff_diffusion.rng import Noise
 from diff_diffusion.sizing import describe_autoencoder
@@ -135,3 +135,16 @@ def test_a_critic_scores_patches_and_no_sample_sees_another() -> None:
     assert scores.shape[0] == 3
     assert scores.shape[1] > 1
     torch.testing.assert_close(scores[1:2], critic(x[1:2]), rtol=1e-4, atol=1e-6)
+
+
+def test_structural_similarity_is_the_papers() -> None:
+    images = torch.rand(2, 3, 24, 20, generator=torch.Generator().manual_seed(0)) * 255
+    other = (images + 40 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 255)
+    torch.testing.assert_close(ssim(images, images, 255.0), torch.ones(2).double())
+    flat, lighter = torch.full((1, 1, 12, 12), 100.0), torch.full((1, 1, 12, 12), 120.0)
+    expected = (2 * 100 * 120 + 2.55**2) / (100**2 + 120**2 + 2.55**2)
+    torch.testing.assert_close(ssim(flat, lighter, 255.0), torch.tensor([expected]).double(), rtol=1e-6, atol=0)
+    # Of these very images, by torchmetrics 1.9 with data_range 255, without the rim that it pads by reflection.
+    torch.testing.assert_close(
+        ssim(images, other, 255.0), torch.tensor([0.878753, 0.851325]).double(), rtol=1e-4, atol=0
+    )

@@ -21,8 +21,9 @@ from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models.model import Model
 from diff_diffusion.networks.autoencoder import ConvAutoencoder
 from diff_diffusion.objectives.denoising import Loss
-from diff_diffusion.objectives.perception import balance, taken_for_real, told_apart, unlike
+from diff_diffusion.objectives.perception import balance, ssim, taken_for_real, told_apart, unlike
 from diff_diffusion.objectives.reconstruction import Reconstruction, Width
+from diff_diffusion.pictures import sheet
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise, derive
 from diff_diffusion.sizing import describe_autoencoder
@@ -143,28 +144,47 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def held_out_facts(self, data: ImageDataset) -> dict[str, Any]:
-        """What is lost on the way: PSNR in decibels, and the bound on -ln p(x) in bits per number of the data."""
-        squares, nats, count = 0.0, 0.0, 0
+        """What is lost on the way (PSNR in decibels, SSIM), the bound on -ln p(x) in bits per number of the data, and
+        what the latents are: each channel's standard deviation, or how many codes are used."""
+        squares, nats, alike, count = 0.0, 0.0, 0.0, 0
+        latents, tokens = [], []
         with self.evaluating():
             for first in range(0, min(len(data), MAX_IMAGES), BATCH):
                 rows = range(first, min(first + BATCH, len(data), MAX_IMAGES))
                 images = data.batch(rows).to(self.device)
                 x = self.codec.encode(images)
-                passed, decoded = self._passed(x, Noise([derive(0, "held out", row) for row in rows]))
+                h = self.network.encode(x)
+                passed = self.bottleneck(h, Noise([derive(0, "held out", row) for row in rows]).fork("latent"))
+                decoded = self.network.decode(passed.latent).to(x.dtype)
                 whole = self.codec.decode(decoded).round()
                 squares += float((whole - images).double().pow(2).flatten(1).mean(1).sum())
+                alike += float(ssim(whole, images.float(), self.codec.high - self.codec.low).double().sum())
                 nats += float((self.reconstruction.nats(x, decoded, self._width.value) + passed.nats).double().sum())
                 count += len(rows)
+                latents.append(passed.latent.double().transpose(0, 1).flatten(1))
+                if isinstance(self.bottleneck, Tokens):
+                    tokens.append(self.bottleneck.tokens(h).flatten())
         low, high = self.codec.data.low, self.codec.data.high
         # The bound is of data of mean 0 and std 1; a grey value is 1 / std of that.
         grey = sum(math.log2(std) for std in self.codec.std) / len(self.codec.std)
-        return {
+        facts: dict[str, Any] = {
             "held-out PSNR": round(10.0 * math.log10((high - low) ** 2 * count / max(squares, 1e-12)), 2),
+            "held-out SSIM": round(alike / count, 4),
             "held-out bits per dimension, at most": nats / count / math.prod(self.codec.shape) / math.log(2.0) + grey,
+            "latent std": [round(float(std), 4) for std in torch.cat(latents, 1).std(1)],
         }
+        if isinstance(self.bottleneck, Tokens):
+            facts["codes used"] = f"{len(torch.cat(tokens).unique())} of {self.bottleneck.size}"
+        return facts
 
-    def sheet(self, examples: Mapping[str, Any] | None = None) -> Image | None:
-        return None
+    def sheet(self, examples: Mapping[str, Any] | None = None, images: Tensor | None = None) -> Image | None:
+        """Images, and what comes back of them."""
+        if images is None:
+            return None
+        with self.evaluating(), torch.no_grad():
+            latent = self.bottleneck.latent(self.network.encode(self.codec.encode(images.to(self.device))))
+            back = self.codec.decode(self.network.decode(latent)).cpu()
+        return sheet(torch.cat([images.to(back.dtype), back]), len(images), labels=["real", "decoded"])
 
     # ---- used -----------------------------------------------------------------------------------------------------
 

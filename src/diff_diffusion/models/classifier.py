@@ -145,7 +145,7 @@ class NoisyClassifier(Model):
             return {}
         return {"held-out accuracy": self.accuracy(data, num=MAX_IMAGES)}
 
-    def sheet(self, examples: Mapping[str, Any] | None = None) -> Image | None:
+    def sheet(self, examples: Mapping[str, Any] | None = None, images: Tensor | None = None) -> Image | None:
         return None
 
     # ---- asked ----------------------------------------------------------------------------------------------------

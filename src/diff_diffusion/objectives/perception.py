@@ -55,3 +55,32 @@ def balance(loss: Tensor, against: Tensor, weight: nn.Parameter, most: float = 1
     """
     one, other = (torch.autograd.grad(each, weight, retain_graph=True)[0].norm() for each in (loss, against))
     return (one / (other + 1e-6)).clamp(max=most).detach()
+
+
+def ssim(images: Tensor, other: Tensor, span: float) -> Tensor:
+    """Structural similarity of two batches of images, 1 for the same: [B].
+
+    With means, variances and covariance under a Gaussian window of 11 pixels and deviation 1.5 (the largest odd number
+    of pixels that fits, where sides are shorter), wherever the window lies within the image.
+
+    Args:
+        images, other: [B, C, H, W].
+        span: from the data's lowest to its highest value.
+
+    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004).
+    """
+    images, other = images.double(), other.double()  # variances are differences of large numbers
+    size = min(11, *(side - (side + 1) % 2 for side in images.shape[2:]))
+    places = torch.arange(size, dtype=images.dtype, device=images.device) - size // 2
+    row = torch.softmax(-(places**2) / (2 * 1.5**2), 0)
+    window = (row[:, None] * row)[None, None]
+
+    def mean(x: Tensor) -> Tensor:
+        return functional.conv2d(x.flatten(0, 1)[:, None], window)
+
+    one, two = mean(images), mean(other)
+    variance, covariance = (mean(images**2) - one**2, mean(other**2) - two**2), mean(images * other) - one * two
+    small, less = (0.01 * span) ** 2, (0.03 * span) ** 2
+    alike = (2 * one * two + small) / (one**2 + two**2 + small)
+    each = alike * (2 * covariance + less) / (variance[0] + variance[1] + less)
+    return each.flatten(1).mean(1).view(len(images), -1).mean(1)

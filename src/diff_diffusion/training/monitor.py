@@ -17,12 +17,14 @@ SHEET = 10
 def write_sheets(model: Model, ema: Ema, data: ImageDataset, folder: Path, step: int) -> None:
     """What the averaged and the raw weights draw, step-N-ema.png and step-N-raw.png; nothing from what draws nothing.
 
-    A model that is asked for more than a class is asked for what the first images of `data` are.
+    A model that is asked for more than a class is asked for what the first images of `data` are, and one that makes
+    something of images makes it of them.
     """
-    known = model.known(data.cond(range(min(SHEET, len(data)))))
+    rows = range(min(SHEET, len(data)))
+    known, images = model.known(data.cond(rows)), data.batch(rows)
     for weights, context in (("ema", ema.swapped()), ("raw", nullcontext())):
         with context:
-            picture = model.sheet(known)
+            picture = model.sheet(known, images)
         if picture is not None:
             with refusals(folder):
                 folder.mkdir(parents=True, exist_ok=True)
