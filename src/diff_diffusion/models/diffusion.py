@@ -275,7 +275,7 @@ class DiffusionModel(Model):
             pieces.append(self.decode(x).cpu())
         return torch.cat(pieces)
 
-    def sheet(self, examples: Mapping[str, Any] | None = None) -> Image:
+    def sheet(self, examples: Mapping[str, Any] | None = None, images: Tensor | None = None) -> Image:
         """Every class in turn, or what the examples are, a column each.
 
         In at most 50 steps: a chain of a thousand would take longer to look at than the training between.

@@ -96,11 +96,12 @@ class Model(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def sheet(self, examples: Mapping[str, Any] | None = None) -> Image | None:
+    def sheet(self, examples: Mapping[str, Any] | None = None, images: Tensor | None = None) -> Image | None:
         """A picture of what it makes, with the same seeds every time; None if it makes nothing.
 
         Args:
             examples: what samples may be asked to be, a list for each condition's name.
+            images: in data units, for a model that makes something of images.
         """
 
     def encode(self, asked: Any, count: int) -> Cond | None:
