@@ -136,7 +136,14 @@ def describe_autoencoder(
     network = {"channels": data.shape[0], "codes_out": made.codes_out, "codes_in": made.channels}
     return {
         "type": "model/autoencoder",
-        "network": {"type": "autoencoder/conv", **network, "width": width, "multipliers": multipliers, "depth": 1},
+        "network": {
+            "type": "autoencoder/conv",
+            **network,
+            "width": width,
+            "multipliers": multipliers,
+            "depth": 1,
+            "group_width": GROUP_WIDTH,
+        },
         "codec": describe(_codec(data)),
         "bottleneck": describe(made),
         "reconstruction": {"type": "objective/reconstruction", **reconstruction},
@@ -253,10 +260,12 @@ def mmdit_size(side: int) -> dict[str, Any]:
 def latent_unet_size(side: int) -> dict[str, Any]:
     """A U-Net's for latents whose longer side is `side`: each place says more than a pixel, so levels begin wider."""
     if side <= 8:
-        return {"width": 64, "multipliers": [1, 2], "depth": 1, "attention": [2]}
-    if side <= 16:
-        return {"width": 96, "multipliers": [1, 2], "depth": 2, "attention": [2]}
-    return {"width": 128, "multipliers": [1, 2, 3], "depth": 2, "attention": [4]}
+        size: dict[str, Any] = {"width": 64, "multipliers": [1, 2], "depth": 1, "attention": [2]}
+    elif side <= 16:
+        size = {"width": 96, "multipliers": [1, 2], "depth": 2, "attention": [2]}
+    else:
+        size = {"width": 128, "multipliers": [1, 2, 3], "depth": 2, "attention": [4]}
+    return size | {"group_width": GROUP_WIDTH}
 
 
 def latent_dit_size(side: int) -> dict[str, Any]:

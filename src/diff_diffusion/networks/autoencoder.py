@@ -22,10 +22,10 @@ CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
 class ConvBlock(nn.Module):
     """norm, conv, norm, conv; added to the input. Starts as the identity, or a linear map where channels change."""
 
-    def __init__(self, dims: int, channels_in: int, channels_out: int) -> None:
+    def __init__(self, dims: int, channels_in: int, channels_out: int, group_width: int | None) -> None:
         super().__init__()
         conv = CONVOLUTIONS[dims]
-        self.norm_in, self.norm_out = _norm(channels_in), _norm(channels_out)
+        self.norm_in, self.norm_out = _norm(channels_in, group_width), _norm(channels_out, group_width)
         self.conv_in = conv(channels_in, channels_out, 3, padding=1)
         self.conv_out = conv(channels_out, channels_out, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
@@ -67,6 +67,7 @@ class ConvAutoencoder(nn.Module):
         depth: residual blocks per level of the encoder (one more in the decoder).
         dims: axes of a sample beside its channels, 1 to 3.
         attention: whether all places of the smallest level attend to one another; for images alone.
+        group_width: channels that are normed together, as in `UNet`.
 
     Raises:
         ConfigError: a size out of range.
@@ -84,10 +85,12 @@ class ConvAutoencoder(nn.Module):
         depth: int = 1,
         dims: int = 2,
         attention: bool = False,
+        group_width: int | None = None,
     ) -> None:
         super().__init__()
         self.channels, self.codes_out, self.codes_in, self.width = channels, codes_out, codes_in, width
         self.multipliers, self.depth, self.dims, self.attention = tuple(multipliers), depth, dims, attention
+        self.group_width = group_width
         self._check()
         conv = CONVOLUTIONS[dims]
         down: list[nn.Module] = [conv(channels, width, 3, padding=1)]
@@ -96,13 +99,13 @@ class ConvAutoencoder(nn.Module):
             if index:
                 down.append(conv(current, current, 3, stride=2, padding=1))
             for _ in range(depth):
-                down.append(ConvBlock(dims, current, width * multiplier))
+                down.append(ConvBlock(dims, current, width * multiplier, group_width))
                 current = width * multiplier
         self.encoder = nn.Sequential(*down, *self._middle(current), *self._end(current, codes_out))
         up: list[nn.Module] = [conv(codes_in, current, 3, padding=1), *self._middle(current)]
         for index, multiplier in reversed(list(enumerate(self.multipliers))):
             for _ in range(depth + 1):
-                up.append(ConvBlock(dims, current, width * multiplier))
+                up.append(ConvBlock(dims, current, width * multiplier, group_width))
                 current = width * multiplier
             if index:
                 up.append(Enlarge(dims, current))
@@ -118,6 +121,7 @@ class ConvAutoencoder(nn.Module):
             *((f"multiplier {m}", m, 1, 64) for m in self.multipliers),
             ("depth", self.depth, 1, 32),
             ("dims", self.dims, 1, 3),
+            ("group_width", 1 if self.group_width is None else self.group_width, 1, 4096),
         ]:
             if not low <= value <= high:
                 raise ConfigError(f"an autoencoder's {name} must be from {low} to {high}, not {value}")
@@ -127,11 +131,12 @@ class ConvAutoencoder(nn.Module):
             raise ConfigError(f"an autoencoder attends over the places of images, dims 2, not {self.dims}")
 
     def _middle(self, channels: int) -> list[nn.Module]:
-        attends = [ImageAttention(channels, 32, _norm(channels))] if self.attention else []
-        return [ConvBlock(self.dims, channels, channels), *attends, ConvBlock(self.dims, channels, channels)]
+        attends = [ImageAttention(channels, 32, _norm(channels, self.group_width))] if self.attention else []
+        first, last = (ConvBlock(self.dims, channels, channels, self.group_width) for _ in range(2))
+        return [first, *attends, last]
 
     def _end(self, channels: int, out: int) -> list[nn.Module]:
-        return [_norm(channels), nn.SiLU(), CONVOLUTIONS[self.dims](channels, out, 3, padding=1)]
+        return [_norm(channels, self.group_width), nn.SiLU(), CONVOLUTIONS[self.dims](channels, out, 3, padding=1)]
 
     @property
     def factor(self) -> int:
