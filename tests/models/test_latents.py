@@ -138,7 +138,18 @@ def test_what_is_kept_and_what_is_encoded_anew_train_alike(
         losses[room] = [record.loss for record in train(latent_model(data, codec), data, None, SETTINGS)]
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
     guessed = Autoencoded.latents
+    monkeypatch.setattr(loop._Run, "_check_latents", lambda *_: None)  # guesses are of another scale than draws
     monkeypatch.setattr(Autoencoded, "latents", lambda self, moments, noise=None: guessed(self, moments))
     assert [record.loss for record in train(latent_model(data, codec), data, None, SETTINGS)] != pytest.approx(
         losses[False], rel=1e-4
     )
+
+
+def test_latents_of_another_scale_are_an_error_with_the_number(data: ImageDataset, codec: Autoencoded) -> None:
+    for factor in (0.3, 4.0):
+        std = [codec.std[0], codec.std[1] * factor, codec.std[2]]
+        off = Autoencoded(codec.network, codec.bottleneck, codec.pixels, codec.mean, std)
+        with pytest.raises(IncompatibleError, match=f"channel 1 .* standard deviation {1 / factor:.2g}"):
+            list(train(latent_model(data, off), data, None, SETTINGS))
+    near = Autoencoded(codec.network, codec.bottleneck, codec.pixels, codec.mean, [1.7 * std for std in codec.std])
+    assert len(list(train(latent_model(data, near), data, None, SETTINGS))) == 4

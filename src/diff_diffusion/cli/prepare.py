@@ -11,7 +11,7 @@ from diff_diffusion.cli.config import merged, network_named, parse_size, read_ch
 from diff_diffusion.cli.console import count_progress
 from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.data import ImageDataset, load_image_dataset
-from diff_diffusion.errors import ConfigError, DataError, listed
+from diff_diffusion.errors import ConfigError, DataError, IncompatibleError, listed
 from diff_diffusion.models import Autoencoder, DiffusionModel, Model
 from diff_diffusion.sizing import describe_autoencoder, describe_classifier, describe_for_data
 from diff_diffusion.training import TrainSettings
@@ -22,6 +22,8 @@ DATA_DEFAULTS = {"path": None, "size": None, "channels": None, "held_out": 0.1, 
 MODELS = ("diffusion", "classifier", "autoencoder")
 CODEC = "codec"
 """Where in a run of both stages the autoencoder's own run is."""
+PSNR, WORSE = "held-out PSNR", 6.0
+"""By how many decibels images may come back worse than an autoencoder's own."""
 FIRST_SHARE = 1 / 3
 """Of the minutes of both stages, what the autoencoder has."""
 
@@ -172,11 +174,17 @@ def codec_of(folder: Path, data: ImageDataset) -> Autoencoded:
 
     Raises:
         ConfigError: a run of a model that has no latents.
-        IncompatibleError: an autoencoder of data of another shape.
+        IncompatibleError: an autoencoder of data of another shape, or that gives these back far worse than its own.
     """
     model = Model.load(folder)
     model.check_data(data)
     if isinstance(model, Autoencoder):
+        own, here = (facts.get(PSNR) for facts in (model.facts, model.held_out_facts(data)))
+        if own is not None and here is not None and here < own - WORSE:
+            raise IncompatibleError(
+                f"the autoencoder in {folder} gives {data.name} back at {here:.1f} dB, and its own held-out images at "
+                f"{own:.1f}: it was trained on other data ({model.facts.get('data')}). Train one on these"
+            )
         return model.as_codec(data)
     if isinstance(model.codec, Autoencoded):
         return model.codec

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.latents import Moments, moments_of
 from diff_diffusion.data.loader import Batch, Batches
-from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, TrainingError, listed
+from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, IncompatibleError, TrainingError, listed
 from diff_diffusion.models import Model
 from diff_diffusion.models.held_out import held_out_loss
 from diff_diffusion.objectives.levels import Levels
@@ -37,6 +38,8 @@ from diff_diffusion.training.runtime import Ranks, autocast, choose_device, choo
 from diff_diffusion.training.settings import FREE_TO_CHANGE, TrainSettings
 
 MAX_SKIPS = 10
+CHECKED = 512
+"""Images, about, whose latents are looked at before a run starts."""
 
 
 def train(
@@ -126,6 +129,8 @@ class _Run:
                     module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         self._check_alike(self._weights())
         self.kept = self._keep_latents() if keep_latents else None
+        if isinstance(model.codec, Autoencoded):
+            self._check_latents(model.codec)
         self.ema = Ema(model, ema)
         self.settings = settings
         self.optimizer = torch.optim.AdamW(
@@ -356,6 +361,21 @@ class _Run:
         if kept is None:
             self.notes.append("the latents of all images would take too much room: each batch is encoded anew")
         return kept
+
+    def _check_latents(self, codec: Autoencoded) -> None:
+        """Nothing, or an IncompatibleError where latents are not at the scale that noise is made for."""
+        rows = np.arange(len(self.data))[:: max(1, len(self.data) // CHECKED)]
+        images = self.data.batch(rows if self.kept is None else []).to(self.device)
+        moments = codec.moments(images) if self.kept is None else self.kept.batch(rows).to(self.device)
+        noise = Noise([derive(0, "codec", int(row)) for row in rows])
+        std = codec.latents(moments, noise).double().transpose(0, 1).flatten(1).std(1, correction=0)
+        off = int((std.log2().abs()).argmax())
+        if not 0.5 <= float(std[off]) <= 2.0:
+            raise IncompatibleError(
+                f"channel {off} of the latents of {self.data.name} has standard deviation {float(std[off]):.3g}, and "
+                "0.5 to 2 are allowed: the codec's statistics are of other data. Make it anew of this train split, by "
+                "`as_codec` or --codec"
+            )
 
     def _give_up(self) -> None:
         where = f"; the first module with a gradient that is not finite is {self._first_bad}" if self._first_bad else ""
