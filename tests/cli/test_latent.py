@@ -1,0 +1,142 @@
+"""`train --model autoencoder`, `--codec` and `--latent`: one command each, or both stages in one, stopped in either."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diff_diffusion.codecs.autoencoded import Autoencoded
+from diff_diffusion.models import Autoencoder, DiffusionModel, Model
+
+Cli = Callable[..., tuple[int, str, str]]
+FEW = ("--steps", "4", "--set", "train.batch_size=16", "--set", "train.warmup_steps=1", "--set", "train.precision=fp32")
+SMALL = ("--set", "network.width=8", "--set", "network.multipliers=[1, 2]")
+LITTLE = ("--set", "codec.network.width=8")
+TENSORS = ("model.safetensors", "train_state.safetensors")
+
+
+def words(caught: str) -> str:
+    return " ".join(caught.split())
+
+
+def hashes(folder: Path) -> list[str]:
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in TENSORS]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("bottleneck", ["kl", "vq", "fsq"])
+def test_an_autoencoder_then_a_model_in_its_latents(cli: Cli, tmp_path: Path, bottleneck: str) -> None:
+    first, second = tmp_path / "自编码器", tmp_path / "潜空间"
+    asked = ("--model", "autoencoder", "--bottleneck", bottleneck, "--factor", "2")
+    code, out, err = cli("train", "digits", *asked, "--out", first, *FEW, "--set", "network.width=8")
+    assert code == 0, err
+    assert "latents: " in out
+    assert f"--codec {first}" in out
+    assert isinstance(Model.load(first), Autoencoder)
+    assert (first / "samples" / "step-00000004-ema.png").exists()
+    code, out, err = cli("train", "digits", "--codec", first, "--out", second, *FEW, *SMALL)
+    assert code == 0, err
+    assert "in latents: " in out
+    model = Model.load(second)
+    assert isinstance(model, DiffusionModel)
+    assert isinstance(model.codec, Autoencoded)
+    code, out, err = cli("sample", second, "-n", 2, "--steps", 2, "--out", tmp_path / "s")
+    assert code == 0, err
+    code, out, err = cli("info", first, "--json")
+    assert json.loads(out)["facts"]["held-out PSNR"] > 0
+    assert cli("info", second)[0] == 0
+
+
+def test_both_stages_in_one_run(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = ("train", "digits", "--latent", "--factor", "2", "--out", out, *FEW, *SMALL, *LITTLE)
+    code, said, err = cli(*asked)
+    assert code == 0, err
+    assert words(said).index("stage 1 of 2") < words(said).index("stage 2 of 2")
+    assert isinstance(Model.load(out / "codec"), Autoencoder)
+    model = Model.load(out)
+    assert isinstance(model, DiffusionModel)
+    assert model.codec.latent.shape[1:] == (4, 4)
+    before = hashes(out)
+    code, said, err = cli(*asked)
+    assert code == 0, err
+    assert words(said).count("is finished: nothing left to do") == 2
+    assert hashes(out) == before
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_stopped_in_either_stage_the_same_command_ends_with_the_same_bytes(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    from diff_diffusion.training import loop
+
+    def asked(name: str) -> tuple[Any, ...]:
+        return ("train", "digits", "--latent", "--factor", "2", "--out", tmp_path / name, *FEW, *SMALL, *LITTLE,
+                "--set", "train.checkpoint_interval=1")  # fmt: skip
+
+    assert cli(*asked("一"))[0] == 0
+    step, calls = loop._Run._step, [0]
+
+    def dies(self: Any, batch: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == (2 if stage == 1 else 4 + 3):
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(loop._Run, "_step", dies)
+    assert cli(*asked("二"))[0] != 0
+    monkeypatch.setattr(loop._Run, "_step", step)
+    code, _, err = cli(*asked("二"))
+    assert code == 0, err
+    for folder in (".", "codec"):
+        assert hashes(tmp_path / "一" / folder) == hashes(tmp_path / "二" / folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--model", "vae"), "one of diffusion, classifier, autoencoder, not 'vae'"),
+        (("--factor", "4"), "--factor has nothing to do: no autoencoder is trained here"),
+        (("--bottleneck", "vq"), "--bottleneck has nothing to do"),
+        (("--model", "autoencoder", "--preset", "edm"), "--preset has nothing to do"),
+        (("--model", "autoencoder", "--unconditional"), "--unconditional has nothing to do"),
+        (("--model", "autoencoder", "--latent"), "--latent has nothing to do"),
+        (("--latent", "--codec", "somewhere"), "--latent has nothing to do: --codec has an autoencoder already"),
+        (("--model", "autoencoder", "--classifier"), "give one"),
+        (("--model", "autoencoder", "--factor", "3"), "a factor of 3 does not divide that"),
+        (("--model", "autoencoder", "--factor", "16"), "a factor of 16 does not divide that"),
+        (("--model", "autoencoder", "--bottleneck", "none"), "unknown bottleneck 'none'"),
+    ],
+)
+def test_options_that_have_nothing_to_do_are_refused(
+    cli: Cli, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    code, _, err = cli("train", "digits", "--out", tmp_path / "r", "--steps", 1, *options)
+    assert code == 2
+    assert said in words(err)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_codec_that_is_none_or_of_other_data_is_refused(cli: Cli, tmp_path: Path, photos: Path) -> None:
+    pixels, other = tmp_path / "pixels", tmp_path / "other"
+    assert cli("train", "digits", "--out", pixels, *FEW, *SMALL)[0] == 0
+    code, _, err = cli("train", "digits", "--codec", pixels, "--out", tmp_path / "r", *FEW)
+    assert code == 2
+    assert "is a DiffusionModel of pixels" in words(err)
+    asked = ("--model", "autoencoder", "--factor", "2", "--set", "network.width=8")
+    assert cli("train", photos, *asked, "--out", other, *FEW)[0] == 0
+    code, _, err = cli("train", "digits", "--codec", other, "--out", tmp_path / "r", *FEW)
+    assert code == 2
+    assert "digits has" in words(err)
+    code, _, err = cli("train", "digits", "--codec", tmp_path / "nowhere", "--out", tmp_path / "r", *FEW)
+    assert code != 0
+    assert "nowhere" in words(err)
