@@ -22,6 +22,7 @@ from diff_diffusion.cli.asked import NONE, asked, name_and_value
 from diff_diffusion.cli.config import parse_size
 from diff_diffusion.cli.console import count_progress
 from diff_diffusion.cli.guiding import guidance_of, recorded
+from diff_diffusion.codecs.codec import latent_shape
 from diff_diffusion.conditions.images import ImageBeside
 from diff_diffusion.editing import draw_large
 from diff_diffusion.editing.walks import seen
@@ -100,7 +101,7 @@ def canvas(model: DiffusionModel, size: str | None, wrap: bool) -> dict[str, Any
     height, width = sides if isinstance(sides, tuple) else (sides, sides)
     if height * width > MAX_PIXELS:
         raise ConfigError(f"--size {size} is {height * width:,} pixels: at most {MAX_PIXELS:,} are drawn")
-    seen(model, model.denoiser, (model.codec.data.shape[0], height, width))  # one too small fails before any work
+    seen(model, model.denoiser, latent_shape(model.codec, height, width))  # one too small fails before any work
     return {"size": (height, width), "wrap": wrap}
 
 

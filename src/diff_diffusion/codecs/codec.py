@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from diff_diffusion.errors import ConfigError
 from diff_diffusion.rng import Noise
 from diff_diffusion.tensors import TensorSpec
 
@@ -51,6 +52,30 @@ class Codec(Protocol):
 
     def decode(self, latent: Any) -> Tensor:
         """The way back, in float32 data units within their range."""
+
+
+def place_side(codec: Codec) -> int:
+    """How many pixels of a picture's side one place of its latent stands for."""
+    return codec.data.shape[-1] // codec.latent.shape[-1]
+
+
+def latent_shape(codec: Codec, height: int, width: int) -> tuple[int, ...]:
+    """Of an encoded picture of height × width pixels: (C, h, w), or (h, w) of tokens.
+
+    Raises:
+        ConfigError: data that are no pictures, or sizes that are no whole number of places.
+    """
+    if len(codec.data.shape) != 3:
+        raise ConfigError(
+            f"this model's samples are {list(codec.data.shape)}, and pictures of {height} × {width} were asked for"
+        )
+    side = place_side(codec)
+    if height % side or width % side:
+        raise ConfigError(
+            f"this model works on places of {side} × {side} pixels: heights and widths are multiples of {side}, not "
+            f"{height} × {width}"
+        )
+    return (*codec.latent.shape[:-2], height // side, width // side)
 
 
 def learned(codec: Any) -> nn.Module | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from diff_diffusion.cond import Embedded
 from diff_diffusion.conditions.condition import Condition
@@ -29,16 +30,18 @@ class ImageBeside(Condition):
         noise: conditioning augmentation. In training the image, in units of -1 to 1, becomes √(1 - s²) image + s ε with
             s even in [0, noise], and the network is told s. A model that enlarges another's samples learns so to
             forgive their faults. When it is asked, an image has s = 0, or what `encode` is told of one noised already.
+        fold: pixels of a side that stand beside one place of x, all of them as channels: for x that are latents.
 
     Raises:
-        ConfigError: a shape that is no image's, or a noise outside [0, 1]; at `encode`, an image of another shape.
+        ConfigError: a shape that is no image's or cannot be folded, or a noise outside [0, 1]; at `encode`, an image of
+            another shape.
 
     Source: Ho et al., arXiv 2106.15282, for conditioning augmentation.
     """
 
-    def __init__(self, shape: Sequence[int], noise: float = 0.0, kind: str = "image") -> None:
+    def __init__(self, shape: Sequence[int], noise: float = 0.0, kind: str = "image", fold: int = 1) -> None:
         super().__init__()
-        self.shape, self.noise, self.kind = tuple(shape), noise, kind
+        self.shape, self.noise, self.kind, self.fold = tuple(shape), noise, kind, fold
         if len(self.shape) != 3 or min(self.shape) < 1 or math.prod(self.shape) > MAX_NUMBERS:
             raise ConfigError(
                 f"an image condition has a shape (channels, height, width) of at most {MAX_NUMBERS:,} numbers, not "
@@ -46,10 +49,20 @@ class ImageBeside(Condition):
             )
         if not 0.0 <= noise <= 1.0:
             raise ConfigError(f"the noise on an image condition must be from 0 to 1, not {noise}")
-        self.planes = self.shape[0] + 1 + (noise > 0.0)
+        if fold < 1 or any(side % fold for side in self.shape[1:]):
+            raise ConfigError(f"an image condition of {list(self.shape)} cannot be folded by {fold}")
+        self.planes = self.shape[0] * fold**2 + 1 + (noise > 0.0)
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """The sizes of x that it stands beside."""
+        return self.shape[1] // self.fold, self.shape[2] // self.fold
 
     def encode(self, values: Sequence[Any]) -> Tensor:
-        """Images uint8 or float [C, H, W] in 0 to 255, or (image, s), to [B, C + 1, H, W]: in -1 to 1, and s."""
+        """Images uint8 or float [C, H, W] in 0 to 255, or (image, s), to [B, C + 1, H, W]: in -1 to 1, and s.
+
+        Folded, [B, C fold² + 1, H / fold, W / fold].
+        """
         given = [value[0] if isinstance(value, tuple) else value for value in values]
         blank = torch.full(next((tuple(image.shape) for image in given if image is not None), self.shape), 127.5)
         rows = []
@@ -62,7 +75,11 @@ class ImageBeside(Condition):
                 raise ConfigError(f"this image condition is {list(self.shape)}, and {list(image.shape)} was given")
             if not 0.0 <= level <= self.noise:
                 raise ConfigError(f"the noise on this image condition is from 0 to {self.noise:g}, not {level:g}")
-            clean = image / 127.5 - 1.0
+            if any(side % self.fold for side in image.shape[1:]):
+                raise ConfigError(
+                    f"this image condition has sides that are multiples of {self.fold}, not {list(image.shape)}"
+                )
+            clean = functional.pixel_unshuffle(image / 127.5 - 1.0, self.fold)
             rows.append(torch.cat([clean, torch.full_like(clean[:1], level)]))
         return torch.stack(rows)
 

@@ -1,4 +1,8 @@
-"""Filling: part of an image drawn anew to fit the rest, inside of it or around it."""
+"""Filling: part of an image drawn anew to fit the rest, inside of it or around it.
+
+A model on latents knows a place only where all of its pixels are known, and draws the others whole; the pixels that
+are known are put over what it decodes, so that they are kept exactly whatever its autoencoder loses.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from diff_diffusion.codecs.codec import Codec, learned, place_side
 from diff_diffusion.editing.walks import walked
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.models import DiffusionModel
@@ -31,7 +36,8 @@ def inpaint(
 
     Args:
         images: [B, C, H, W] in data units, of the model's size or larger; what is under the mask is not looked at.
-        masks: true where to draw: [H, W] for all, or [B, H, W], or [B, C, H, W].
+        masks: true where to draw: [H, W] for all, or [B, H, W], or [B, C, H, W]. Of numbers between 0 and 1 everything
+            above 0 is drawn, and laid over the image by as much: a soft edge hides what an autoencoder loses at it.
         cond: what they should be, one for all or one per image; None for whatever fits.
         repeats, length: every `length` steps are walked `repeats` times, with jumps back to more noise between; more
             fits better and costs as many times more. 1 repeat only replaces.
@@ -41,23 +47,28 @@ def inpaint(
         [B, C, H, W] float32 on the CPU.
 
     Raises:
-        ConfigError: a mask of another shape, or images smaller than the model's.
+        ConfigError: a mask of another shape or with numbers outside [0, 1], or images smaller than the model's.
 
     Source: Lugmayr et al., "RePaint", arXiv 2201.09865.
     """
-    drawn = _as_mask(masks, images)
+    share = _as_mask(masks, images)
+    drawn = share > 0
     grid = model.chosen_grid(plan.pop("grid", None), steps)
-    latent = model.codec.encode(images.to(model.device))
+    codec = model.codec
+    shown = (
+        images if learned(codec) is None else _guessed(images.float(), drawn, 0.5 * (codec.data.low + codec.data.high))
+    )
+    latent = codec.encode(shown.to(model.device))
     result = walked(
         model,
         Noise(range(seed, seed + len(images))),
         plan | {"grid": grid},
         cond=cond,
         shape=latent.shape[1:],
-        edits=(Keep(latent, ~drawn),),
+        edits=(Keep(latent, _known(codec, drawn)),),
         travel=(length, repeats),
     )
-    return torch.where(drawn.cpu(), result, images.to(result))
+    return torch.lerp(images.to(result), result, share.to(result))
 
 
 def outpaint(
@@ -91,8 +102,12 @@ def outpaint(
 
 
 def _as_mask(masks: Tensor, images: Tensor) -> Tensor:
-    """The mask as bool, of the images' shape."""
-    masks = masks.bool()
+    """How much of each number is drawn, float32 from 0 to 1, of the images' shape."""
+    masks = masks.float() if masks.is_floating_point() else masks.bool().float()
+    if not bool(((masks >= 0) & (masks <= 1)).all()):
+        raise ConfigError(
+            f"a mask of numbers has them from 0 to 1, not {float(masks.min()):g} to {float(masks.max()):g}"
+        )
     while masks.ndim < images.ndim:
         masks = masks[None] if masks.ndim < images.ndim - 1 else masks[:, None]
     try:
@@ -101,3 +116,29 @@ def _as_mask(masks: Tensor, images: Tensor) -> Tensor:
         raise ConfigError(
             f"a mask must be [H, W], [B, H, W] or [B, C, H, W] for images {list(images.shape)}, not {list(masks.shape)}"
         ) from error
+
+
+def _known(codec: Codec, drawn: Tensor) -> Tensor:
+    """Which places of the latents are known: those of which no pixel is drawn."""
+    if learned(codec) is None:
+        return ~drawn
+    known = functional.max_pool2d(drawn.float().amax(1, keepdim=True), place_side(codec)) == 0
+    return known if len(codec.latent.shape) == 3 else known[:, 0]
+
+
+def _guessed(images: Tensor, drawn: Tensor, grey: float) -> Tensor:
+    """Images whose drawn part is averages of what is known around it, over squares of 2, 4, 8, … pixels.
+
+    An encoder sees farther than one place. It must not see what was under the mask, nor an edge that is not there.
+    """
+    known = (~drawn).float()
+    have, result, side = known, torch.where(drawn, grey, images), 2
+    while not bool(have.all()) and side < 2 * max(images.shape[-2:]):
+        total, count = (functional.avg_pool2d(x, side, ceil_mode=True) for x in (images * known, known))
+        mean, near = (
+            x.repeat_interleave(side, -2).repeat_interleave(side, -1)[..., : images.shape[-2], : images.shape[-1]]
+            for x in (total / count.clamp(min=1e-9), (count > 0).float())
+        )
+        result = torch.where((have == 0) & (near > 0), mean, result)
+        have, side = torch.maximum(have, near), 2 * side
+    return result

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from diff_diffusion.core.denoiser import Denoiser
+from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.editing.walks import seen
-from diff_diffusion.errors import ConfigError
+from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.guidance.between import Between
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.rng import Noise
@@ -80,6 +81,7 @@ def interpolate(
 
     Raises:
         ConfigError: fewer than two samples; ends that are the same; conditions of other names.
+        IncompatibleError: a process that is not Gaussian.
 
     Source: Song et al., arXiv 2010.02502, for the spherical path.
     """
@@ -87,7 +89,10 @@ def interpolate(
         raise ConfigError(f"an interpolation has at least its two ends, not {num} samples")
     if first == last and to_cond is None:
         raise ConfigError(f"from seed {first} to itself nothing changes: give another last seed, or to_cond")
-    ends = model.recipe.process.prior((2, *model.codec.latent.shape), Noise([first, last])).to(model.device)
+    process = model.recipe.process
+    if not isinstance(process, Gaussian):
+        raise IncompatibleError(f"between two samples' noise lies noise of a Gaussian process, not of {process}")
+    ends = process.prior((2, *model.codec.latent.shape), Noise([first, last])).to(model.device)
     shares = torch.linspace(0.0, 1.0, num)
     x = torch.stack([_turned(ends[0], ends[1], share) for share in shares.tolist()])
     if to_cond is None:

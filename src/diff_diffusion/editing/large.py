@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diff_diffusion.codecs.codec import latent_shape
 from diff_diffusion.editing.walks import walked
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.models import DiffusionModel
@@ -34,7 +35,7 @@ def draw_large(
 
     Args:
         num: how many.
-        height, width: in pixels, at least the model's own.
+        height, width: in pixels, at least the model's own; of a model on latents multiples of what a place stands for.
         cond: what they should be, one for all or one per sample, in every window; images of height × width.
         seed: of the first sample; sample i has seed + i, whatever `num` and `batch_size` are.
         overlap: share of a window that the next one covers, at least. A half costs 4 times what the area does.
@@ -53,7 +54,7 @@ def draw_large(
     if num < 1 or batch_size < 1:
         raise ConfigError(f"the number of samples and the batch size must be at least 1, not {num} and {batch_size}")
     every = model.guiding(plan.get("guidance")).knows(model).asked(cond, num)
-    shape = (model.codec.latent.shape[0], height, width)
+    shape = latent_shape(model.codec, height, width)
     pieces = []
     for first in range(0, num, batch_size):
         part = slice(first, min(first + batch_size, num))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diff_diffusion.codecs.codec import latent_shape
 from diff_diffusion.conditions.images import ImageBeside
 from diff_diffusion.editing.walks import walked
 from diff_diffusion.errors import ConfigError, listed
@@ -68,7 +69,7 @@ def upscale(
         epsilon = keys.fork("beside").normal(large.shape, large)
         noised = (1.0 - noise**2) ** 0.5 * (large / 127.5 - 1.0) + noise * epsilon
         given = [((image + 1.0) * 127.5, noise) for image in noised]
-    shape = (model.codec.latent.shape[0], *large.shape[2:])
+    shape = latent_shape(model.codec, *large.shape[2:])
     return walked(model, keys, plan, cond={**(cond or {}), name: given}, shape=shape, overlap=overlap)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diff_diffusion.codecs.codec import place_side
 from diff_diffusion.core.denoiser import Denoiser
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.guidance.windows import Windowed
@@ -82,15 +83,17 @@ def seen(
 
     Raises:
         ConfigError: an image smaller than the model's, or samples that are no images and not the model's.
+        IncompatibleError: a model of tokens, and a size that is not its own.
     """
-    own = tuple(model.codec.latent.shape)
+    codec, own = model.codec, tuple(model.codec.latent.shape)
     if tuple(shape) == own and not wrap:
         return denoiser
-    if len(own) != 3 or len(shape) != 3 or shape[0] != own[0]:
+    if len(codec.data.shape) != 3 or len(shape) != len(own) or tuple(shape[:-2]) != own[:-2]:
         raise ConfigError(f"this model's samples are {list(own)}, and {list(shape)} was asked for")
-    if shape[1] < own[1] or shape[2] < own[2]:
+    if shape[-2] < own[-2] or shape[-1] < own[-1]:
+        (_, height, width), side = codec.data.shape, place_side(codec)
         raise ConfigError(
-            f"this model's images are {own[1]} × {own[2]} (height × width), and {shape[1]} × {shape[2]} was asked for: "
-            "it can be larger on both sides, not smaller"
+            f"this model's images are {height} × {width} (height × width), and {shape[-2] * side} × "
+            f"{shape[-1] * side} was asked for: it can be larger on both sides, not smaller"
         )
-    return Windowed(denoiser, (own[1], own[2]), overlap, wrap)
+    return Windowed(denoiser, (own[-2], own[-1]), overlap, wrap)
