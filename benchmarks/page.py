@@ -81,11 +81,11 @@ def _facts(each: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _usual(facts: list[dict[str, str]]) -> dict[str, str]:
-    """What most sections share, so that it need be said only once; threads and GPUs are each section's own."""
+    """What more sections share than anything else, to be said only once; threads and GPUs are each section's own."""
     found = {}
     for key in dict.fromkeys(key for each in facts for key in each if key not in ("threads", "gpu")):
         fact, times = Counter(each.get(key, "") for each in facts).most_common(1)[0]
-        if fact and times > max(1, len(facts) / 2):
+        if fact and times > 1:
             found[key] = fact
     return found
 

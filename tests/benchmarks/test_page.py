@@ -52,16 +52,22 @@ def test_what_most_share_is_said_once_and_the_rest_where_it_is_so(writer: Module
     machine = {"cpu": "a cpu", "cores": 2, "instructions": ["avx2"]}
     of = {
         "gpu": (machine | {"threads": 1, "gpu": "a gpu"}, {"torch": "2", "peer": "7"}),
-        "costs": (machine | {"threads": 2}, {"torch": "2"}),
+        "costs": (machine | {"threads": 1}, {"torch": "2", "peer": "7"}),
         "copies": (machine | {"cpu": "another"}, {"torch": "3"}),
         "presets": ({}, {}),
-        "scaling": (machine, {"torch": "2"}),
+        "scaling": (machine | {"threads": 1}, {"torch": "2"}),
     }
     written = writer.page([told | {"name": name, "machine": on, "versions": has} for name, (on, has) in of.items()])
     head, *sections = written.split("## 标题")
     assert "otherwise: a cpu; 2 cores; avx2; torch 2." in head
     ends = [section.partition("*Measured by* `python x.py`")[2].strip() for section in sections]
-    assert ends == ["*on* 1 thread; a gpu; peer 7.", "*on* 2 threads.", "*on* another; torch 3.", ".", "."]
+    assert ends == [
+        "*on* 1 thread; a gpu; peer 7.",
+        "*on* 1 thread; peer 7.",
+        "*on* another; torch 3.",
+        ".",
+        "*on* 1 thread.",
+    ]
     missing = head.partition("Without a result so far: ")[2].partition(".")[0]
     assert missing == ", ".join(f"`{name}`" for name in writer.ORDER if name not in of)
 
