@@ -52,14 +52,16 @@ def _among(rank: int, count: int, port: int, work: Callable[..., None], *args: A
 def runs(rank: int, home: Path, jobs: list[dict[str, Any]]) -> None:
     """Several runs, one after another, each told in home/NAME-RANK.json: its losses, a hash of all it learned, its end.
 
-    A job has a name and changes of `tiny.settings`; "recipe", "seed" or "images" by process, "stop_at" by process,
-    "spoil", what goes wrong (see `spoil`); "saved", whether there is a run folder.
+    A job has a name and changes of `tiny.settings`; "codes", an autoencoder's bottleneck; "recipe"; "seed" or "images"
+    by process, "stop_at" by process; "spoil", what goes wrong (see `spoil`); "saved", whether there is a run folder.
     """
     for job in jobs:
         name, told = job.pop("name"), {"losses": [], "error": None}
         data = tiny.images(seed=job.pop("images", [0, 0])[rank])
         recipe, seed = job.pop("recipe", None), job.pop("seed", [0, 0])[rank]
         model = tiny.learning(recipe) if recipe else tiny.fresh(data, seed=seed, multipliers=[1])
+        if codes := job.pop("codes", None):
+            model = tiny.autoencoder(data, codes)
         stop_at = job.pop("stop_at", [None, None])[rank]
         spoil(model, job.pop("spoil", None), rank)
         out = home / name if job.pop("saved", True) else None

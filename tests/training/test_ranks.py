@@ -19,14 +19,16 @@ import torch
 
 from diff_diffusion.data.loader import Batches
 from diff_diffusion.errors import ConfigError
-from diff_diffusion.models import DiffusionModel
+from diff_diffusion.models import DiffusionModel, Model
 from diff_diffusion.training import train
 from diff_diffusion.training.runtime import Ranks, joined
 
 
-def alone(out: Path | None = None, recipe: str | None = None, **changes: Any) -> list[float]:
+def alone(out: Path | None = None, recipe: str | None = None, codes: str | None = None, **changes: Any) -> list[float]:
     data = tiny.images()
-    model = tiny.learning(recipe) if recipe else tiny.fresh(data, multipliers=[1])
+    model: Model = tiny.learning(recipe) if recipe else tiny.fresh(data, multipliers=[1])
+    if codes:
+        model = tiny.autoencoder(data, codes)
     return [record.loss for record in train(model, data, out, tiny.settings(**changes))]
 
 
@@ -83,6 +85,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         {"name": "again", "steps": 20, "micro_batch": 4},
         {"name": "odd", "steps": 20, "batch_size": 7, "micro_batch": 2, "saved": False},
         *recipes,
+        *({"name": codes, "codes": codes, "steps": 6} for codes in ("kl", "vq")),
         {"name": "small", "batch_size": 1},
         {"name": "other data", "images": [0, 1]},
         {"name": "other seed", "seed": [0, 1]},
@@ -94,7 +97,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     company.together(company.runs, 2, tmp_path, [dict(job) for job in jobs])
     told = {job["name"]: company.told(tmp_path, job["name"]) for job in jobs}
 
-    for name in ("一号", "odd", *tiny.LEARNING, "asked", "minutes"):
+    for name in ("一号", "odd", *tiny.LEARNING, "kl", "vq", "asked", "minutes"):
         one, other = told[name]
         assert one["error"] is None
         assert one["losses"] == other["losses"]
@@ -109,6 +112,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     for name in ("loss_aware", "learned_map"):
         assert told[name][0]["losses"] == pytest.approx(alone(recipe=name, micro_batch=4), rel=1e-5)
 
+    # An autoencoder's width is the mean of two parts' deviations, which one process alone measures on the whole.
+    assert told["kl"][0]["losses"][0] == pytest.approx(alone(codes="kl", steps=6)[0], rel=0.05)
     # Only the first writes.
     assert tiny.told(tmp_path / "一号") == list(range(1, 21))
     assert tiny.leftovers(tmp_path / "一号") == []

@@ -22,8 +22,8 @@ import torch
 
 from diff_diffusion.cli import main
 from diff_diffusion.data import ImageDataset
-from diff_diffusion.models import DiffusionModel
-from diff_diffusion.sizing import describe_for_data
+from diff_diffusion.models import Autoencoder, DiffusionModel
+from diff_diffusion.sizing import describe_autoencoder, describe_for_data
 from diff_diffusion.training import Record, TrainSettings, checkpoint, loop, train
 from diff_diffusion.training.runtime import stop_signals
 
@@ -50,6 +50,13 @@ def description(data: ImageDataset, preset: str | None = None, **network: Any) -
 
 def fresh(data: ImageDataset, preset: str | None = None, seed: int = 0, **network: Any) -> DiffusionModel:
     return DiffusionModel.from_description(description(data, preset, **network), seed)
+
+
+def autoencoder(data: ImageDataset, bottleneck: str) -> Autoencoder:
+    """A small one."""
+    description = describe_autoencoder(data, bottleneck, factor=2)
+    description["network"]["width"] = 8
+    return Autoencoder.from_description(description)
 
 
 LEARNED_MAP = {"type": "process/gaussian", "time_map": {"type": "time_map/learned", "num_units": 8}}

@@ -142,6 +142,9 @@ class Autoencoder(Model):
         assert isinstance(width, Width)
         return width
 
+    def averages(self) -> list[Tensor]:
+        return [value for value in self.learns.buffers() if value.is_floating_point()]
+
     @torch.no_grad()
     def held_out_facts(self, data: ImageDataset) -> dict[str, Any]:
         """What is lost on the way (PSNR in decibels, SSIM), the bound on -ln p(x) in bits per number of the data, and

@@ -91,6 +91,10 @@ class Model(nn.Module, ABC):
     def loss_at(self, latents: Tensor, t: Tensor, cond: Cond | None, noise: Noise) -> Loss:
         """The loss at given times t, float64 [B], nothing dropped: what held-out evaluation asks for."""
 
+    def averages(self) -> list[Tensor]:
+        """Buffers that are moving averages of what was seen, which several processes of a run average among them."""
+        return []
+
     def held_out_facts(self, data: ImageDataset) -> dict[str, Any]:
         """What else is cheap to know of held-out data at the end of a run, by the name of the fact."""
         return {}

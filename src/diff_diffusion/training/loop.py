@@ -168,7 +168,7 @@ class _Run:
         return {"the step": str(self.step).encode(), **state}
 
     def _add_up(self, total: Tensor) -> None:
-        """Loss, gradient and what levels were taught, of this process's rows, become those of the whole batch."""
+        """Loss, gradient, what levels were taught and averages, of this process's rows, become the whole batch's."""
         if self.ranks.count == 1:
             return
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -179,7 +179,10 @@ class _Run:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         taught = [part.taught for part in self._levels() if part.taught is not None]
-        self.ranks.add([total, used, *gradients, *taught])
+        averages = self.model.averages()
+        for average in averages:
+            average.div_(self.ranks.count)
+        self.ranks.add([total, used, *gradients, *taught, *averages])
         for parameter, times in zip(parameters, used.tolist(), strict=True):
             if times == 0:
                 parameter.grad = None
