@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diff_diffusion.codecs.affine import Affine
-from diff_diffusion.codecs.codec import Codec
+from diff_diffusion.codecs.codec import Codec, place_side
 from diff_diffusion.conditions.frozen_text import describe_frozen_text
 from diff_diffusion.conditions.text import describe_text
 from diff_diffusion.data.columns import DERIVED
@@ -59,7 +59,7 @@ def describe_for_data(
     codec = codec or _codec(data)
     side = max(data.shape[1:])
     conditions = {
-        name: _condition(data, name, side, text_encoder)
+        name: _condition(data, name, side, text_encoder, place_side(codec))
         for name, column in (data.columns if conditional else {}).items()
         if column.kind in DERIVED or any(value is not None for value in column.values)
     }
@@ -200,8 +200,10 @@ def _codec(data: ImageDataset) -> Affine:
     return Affine.fit(data.batch(chosen[i : i + CODEC_BATCH]) for i in range(0, count, CODEC_BATCH))
 
 
-def _condition(data: ImageDataset, name: str, side: int, text_encoder: str | None = None) -> dict[str, Any]:
-    """The condition that a column of the data is."""
+def _condition(
+    data: ImageDataset, name: str, side: int, text_encoder: str | None = None, fold: int = 1
+) -> dict[str, Any]:
+    """The condition that a column of the data is; images stand beside places of `fold` pixels a side."""
     column, width = data.columns[name], 4 * unet_size(side)["width"]
     # Held-out images count for a range, as they must lie in it, and not for a vocabulary.
     known = [value for value in column.values if value is not None]
@@ -221,7 +223,8 @@ def _condition(data: ImageDataset, name: str, side: int, text_encoder: str | Non
     channels = {"grey": 1, "mask": 1, "shrunk": data.shape[0]}.get(column.kind) or column.channels
     noise = SHRUNK_NOISE if column.kind == "shrunk" else 0.0
     kind = f"shrunk:{column.factor}" if column.kind == "shrunk" else column.kind
-    return {"type": "condition/image", "shape": [channels, *data.shape[1:]], "noise": noise, "kind": kind}
+    shape = [channels, *data.shape[1:]]
+    return {"type": "condition/image", "shape": shape, "noise": noise, "kind": kind, "fold": fold}
 
 
 def unet_size(side: int) -> dict[str, Any]:

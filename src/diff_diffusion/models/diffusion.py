@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diff_diffusion.codecs.codec import Codec, learned
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
+from diff_diffusion.conditions.images import ImageBeside
 from diff_diffusion.conditions.labels import ClassLabel
 from diff_diffusion.core.denoiser import Denoiser, NetworkDenoiser
 from diff_diffusion.core.process import Process
@@ -89,6 +90,13 @@ class DiffusionModel(Model):
                     "on an autoencoder's latents as numbers"
                 )
             return
+        for name, part in self.conditioner.parts.items() if self.conditioner is not None else ():
+            if isinstance(part, ImageBeside) and part.places != latent.shape[1:]:
+                fold = part.shape[-1] // latent.shape[-1]
+                raise IncompatibleError(
+                    f"the images {name!r} would stand beside {_by(part.places)} places, and the network works on "
+                    f"{_by(latent.shape[1:])}: make them {_by(codec.data.shape[1:])} with fold={fold}"
+                )
         takes = getattr(self.network, "channels", None)
         if planes and takes is not None and takes != latent.shape[0] + planes:
             raise IncompatibleError(
@@ -312,6 +320,10 @@ class DiffusionModel(Model):
 
 for _argument in ("network", "conditioner"):
     assert isinstance(getattr(DiffusionModel, _argument), property)  # describe() reads constructor arguments by name
+
+
+def _by(sides: Sequence[int]) -> str:
+    return " × ".join(map(str, sides))
 
 
 def sampler_named(sampler: Sampler | str) -> Sampler:
