@@ -47,7 +47,7 @@ def told(numbers: Mapping[str, Any]) -> Outcome:
         notes=[
             f"{about['n']['two modes']} samples of two modes, {about['n']['digits']} of the digits. Grid: "
             f"{about['grid']}. On two modes, samplers with two evaluations a step take one more than the column says.",
-            f"The digits' reference is {reference[apart]:.1e} from 250 steps of `dpmpp_3m`: smaller errors are its.",
+            f"The digits' reference is {reference[apart]:.1e} from 250 steps of `dpmpp_3m`; so sure is it.",
             f"Fréchet distances are of {digits['frechet_n']} samples; as many real images are at "
             f"{digits['frechet_floor']:.1f}.",
             "What the figures say, with curves, is on the page [How to choose a sampler](choosing-a-sampler.md); "
