@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diff_diffusion import __version__
+from diff_diffusion.codecs.codec import learned
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.survey import Progress
@@ -140,7 +141,7 @@ def evaluate(
         reader, real_parts = captions_judge or dual_of(train, said), parts_of(held_out, order[:asked_of])
         shown = caption_agreement(reader, said, asked[said][:asked_of], samples.parts(num), real_parts)
     bits = None
-    if isinstance(model.recipe.process, Gaussian):
+    if isinstance(model.recipe.process, Gaussian) and learned(model.codec) is None:
         bits = bits_per_dim(model, held_out, num=BITS_OF, progress=say("measuring likelihood"))
     result = Evaluation(
         setting=setting,

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diff_diffusion.codecs.codec import learned
 from diff_diffusion.core.likelihood import Bins, continuous_bound, log_likelihood
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.survey import Progress
-from diff_diffusion.errors import ConfigError
+from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.models import DiffusionModel
 from diff_diffusion.rng import Noise, derive
 
@@ -79,7 +80,13 @@ def bits_per_dim(
 
     Raises:
         ConfigError: an unknown method, or numbers out of range.
+        IncompatibleError: a model of latents, which says how likely these are and not the images.
     """
+    if learned(model.codec) is not None:
+        raise IncompatibleError(
+            "bits for each number of an image are told by a model that works on images as they are, and this one works "
+            "in an autoencoder's latents: compare held-out losses of models with the same codec"
+        )
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}: it is one of {', '.join(METHODS)}")
     if num < 1 or not 2 <= values <= 65536:

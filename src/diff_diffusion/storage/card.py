@@ -33,7 +33,10 @@ def card(name: str, model: Mapping[str, Any], facts: Mapping[str, Any], asked: S
     codec = model["codec"]
     parts = {"network": f"{model['network']['type']}, {facts.get('parameters', 0):,} parameters"}
     if process:
-        parts["process"] = f"{process['time_map']['type']}, scaling {process['scaling']}"
+        how = (
+            f"scaling {process['scaling']}" if "scaling" in process else process["type"]
+        )  # a process of tokens has none
+        parts["process"] = f"{process['time_map']['type']}, {how}"
     parts["sample shape"] = " × ".join(map(str, codec.get("pixels", codec)["shape"]))
     what, command = KINDS.get(model["type"], KINDS["model/diffusion"])
     if recipe:
