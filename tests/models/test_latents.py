@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from diff_diffusion import DiffusionModel, TrainSettings, load_image_dataset, train
 from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.data import ImageDataset
-from diff_diffusion.errors import IncompatibleError
-from diff_diffusion.models import Autoencoder, Model
+from diff_diffusion.errors import ConfigError, IncompatibleError
+from diff_diffusion.models import Autoencoder, Guidance, Model
 from diff_diffusion.sizing import describe_autoencoder, describe_for_data
 from diff_diffusion.training import loop
 
@@ -153,3 +153,11 @@ def test_latents_of_another_scale_are_an_error_with_the_number(data: ImageDatase
             list(train(latent_model(data, off), data, None, SETTINGS))
     near = Autoencoded(codec.network, codec.bottleneck, codec.pixels, codec.mean, [1.7 * std for std in codec.std])
     assert len(list(train(latent_model(data, near), data, None, SETTINGS))) == 4
+
+
+def test_what_would_keep_latents_in_a_range_is_refused(data: ImageDataset, codec: Autoencoded) -> None:
+    model = latent_model(data, codec, "ddpm")
+    with pytest.raises(ConfigError, match="dynamic thresholding keeps guesses in the range of the data, and latents"):
+        model.sample(1, cond="3", guidance=Guidance(2.0, dynamic=0.99))
+    with pytest.raises(ConfigError, match="clipping keeps guesses"):
+        model.walk([0], clip=True)

@@ -110,6 +110,12 @@ class Gauss(Bottleneck):
         mean, log_variance = (h if h.dtype == torch.float64 else h.float()).chunk(2, dim=1)
         return mean, log_variance.clamp(*self.LOG_VARIANCE)
 
+    def entropy(self, h: Tensor) -> Tensor:
+        """-E ln q(z|x) = ½ Σ (1 + ln 2π + ln σ²), nats, float64 [B]."""
+        _, log_variance = self.moments(h)
+        nats: Tensor = 0.5 * (1.0 + math.log(2.0 * math.pi) + log_variance.double()).flatten(1).sum(1)
+        return nats
+
     def forward(self, h: Tensor, noise: Noise) -> Passed:
         mean, log_variance = self.moments(h)
         nats = 0.5 * (mean**2 + log_variance.exp() - 1.0 - log_variance).flatten(1).sum(1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 
 from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.codecs.bottleneck import Bottleneck
-from diff_diffusion.errors import IncompatibleError
+from diff_diffusion.codecs.tiles import decoded
+from diff_diffusion.errors import DiffusionError, IncompatibleError
 from diff_diffusion.registry import describe
 from diff_diffusion.rng import Noise
-from diff_diffusion.tensors import TensorSpec
+from diff_diffusion.tensors import TensorSpec, finite
 
 
 class Encoded(nn.Module, ABC):
@@ -72,7 +75,7 @@ class Encoded(nn.Module, ABC):
     def moments(self, data: Tensor) -> Tensor:
         """What the encoder says of data [B, *shape]: float32 [B, codes_out, ...], of which latents are made."""
         with torch.no_grad():
-            said: Tensor = self.network.encode(self.pixels.encode(data)).float()
+            said: Tensor = self.network.encode(self.pixels.encode(data).to(self._dtype)).float()
         return said
 
     @abstractmethod
@@ -88,6 +91,34 @@ class Encoded(nn.Module, ABC):
         """Latents in float32 data units, clamped to the data's range; gradients pass where there are any."""
 
     def _decoded(self, codes: Tensor) -> Tensor:
-        """What the decoder makes of the bottleneck's latents, in data units."""
-        decoded: Tensor = self.network.decode(codes)
-        return self.pixels.decode(decoded)
+        """What the decoder makes of the bottleneck's latents, in data units; large ones in tiles.
+
+        Raises:
+            DiffusionError: values that are not finite, even in float32.
+
+        Warns:
+            UserWarning: half precision was not enough for some, which were decoded again in float32.
+        """
+        return self.pixels.decode(decoded(self._finite, codes, self.factor))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next((parameter.dtype for parameter in self.network.parameters()), torch.float32)
+
+    def _finite(self, codes: Tensor) -> Tensor:
+        found: Tensor = self.network.decode(codes.to(self._dtype)).float()
+        if finite(found):
+            return found
+        # Only those that need it: what a sample is must not depend on its batch.
+        bad = ~torch.isfinite(found).flatten(1).all(1)
+        if self._dtype != torch.float32 or torch.is_autocast_enabled(codes.device.type):
+            warnings.warn("the decoder's half precision overflows: such samples are decoded in float32", stacklevel=2)
+            with torch.autocast(codes.device.type, enabled=False):
+                again = deepcopy(self.network).float().decode(codes[bad].float())
+            found = found.masked_scatter(bad.view(-1, *[1] * (found.ndim - 1)), again)
+        if not finite(found):
+            raise DiffusionError(
+                f"what the decoder makes of {int(bad.sum())} of {len(bad)} latents is not finite: the autoencoder's "
+                "weights are damaged; use an earlier checkpoint of it, or train it anew"
+            )
+        return found

@@ -12,11 +12,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diff_diffusion import __version__
-from diff_diffusion.codecs.codec import learned
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.survey import Progress
-from diff_diffusion.errors import ConfigError
+from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.evaluation.attributes import attributes, label_rows, parts_of
 from diff_diffusion.evaluation.audit import Audit, audit, nearest_training, pairs_sheet, real_images
 from diff_diffusion.evaluation.beside import ClassRow, channels
@@ -140,9 +139,12 @@ def evaluate(
     if said is not None and asked is not None and len(set(asked[said][:asked_of])) > 1:
         reader, real_parts = captions_judge or dual_of(train, said), parts_of(held_out, order[:asked_of])
         shown = caption_agreement(reader, said, asked[said][:asked_of], samples.parts(num), real_parts)
-    bits = None
-    if isinstance(model.recipe.process, Gaussian) and learned(model.codec) is None:
-        bits = bits_per_dim(model, held_out, num=BITS_OF, progress=say("measuring likelihood"))
+    bits, beyond = None, []
+    if isinstance(model.recipe.process, Gaussian):
+        try:
+            bits = bits_per_dim(model, held_out, num=BITS_OF, progress=say("measuring likelihood"))
+        except IncompatibleError as error:
+            beyond.append(f"no bits per dimension: {error}")
     result = Evaluation(
         setting=setting,
         num=num,
@@ -160,7 +162,6 @@ def evaluate(
         warnings=(),
         pictures=_pictures(samples, num, held_out.batch(order[:SHOWN]), train, found),
     )
-    beyond = []
     trained_on = model.facts.get("train images", len(train))
     if trained_on != len(train):
         beyond.append(

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diff_diffusion.codecs.codec import learned
+from diff_diffusion.codecs.autoencoded import Autoencoded
+from diff_diffusion.codecs.bottleneck import Gauss
+from diff_diffusion.codecs.codec import Codec, learned
+from diff_diffusion.core.denoiser import LOG_SNR_LIMIT
 from diff_diffusion.core.likelihood import Bins, continuous_bound, log_likelihood
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.survey import Progress
@@ -18,6 +21,7 @@ from diff_diffusion.models import DiffusionModel
 from diff_diffusion.rng import Noise, derive
 
 METHODS = ("bound", "ode")
+PARTS = ("prior", "levels", "reconstruction", "decoding")
 BATCH = 64
 EXACT_DIVERGENCE_UP_TO = 16
 """Numbers in an image up to which the ODE's divergence is exact here: each costs a backward pass an evaluation."""
@@ -35,7 +39,8 @@ class BitsPerDim:
         n: images.
         values: how many values the data are taken to have.
         log_snr_max: the level at which the data are read off.
-        parts: for the bound, its mean parts in bits: prior, levels, reconstruction.
+        parts: for the bound, its mean parts in bits: prior, levels, reconstruction; of a model on latents also
+            decoding, what the autoencoder's decoder leaves to say.
         levels: for the bound, [λ, bits] of each of its strata.
     """
 
@@ -66,8 +71,13 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """Bits for each number of `data` under the model, with labels if it takes them.
 
+    Of a model on latents z of x: E_q[-ln P(x | z)] + E_q[ln q(z | x)] - E_q[ln p(z)], an upper bound on -ln P(x) by
+    either method, with P the mass that the autoencoder's density around what is decoded puts in a value's bin. What
+    diffusion adds to the autoencoder's own bound is a p(z) in place of N(0, 1).
+
     The level at which the data are read off is where noise has half a bin's width. With less, a model pays for knowing
-    where in its bin a value lies, which is no news; with more, the value itself is in doubt.
+    where in its bin a value lies, which is no news; with more, the value itself is in doubt. Latents are read off at
+    half their encoder's own noise.
 
     Args:
         data: images the model was not trained on; the first `num` of them in an order of their own.
@@ -80,40 +90,44 @@ def bits_per_dim(
 
     Raises:
         ConfigError: an unknown method, or numbers out of range.
-        IncompatibleError: a model of latents, which says how likely these are and not the images.
+        IncompatibleError: latents that have no density, such as codes, or of an autoencoder that does not say how near
+            to the data what it decodes lies.
     """
-    if learned(model.codec) is not None:
-        raise IncompatibleError(
-            "bits for each number of an image are told by a model that works on images as they are, and this one works "
-            "in an autoencoder's latents: compare held-out losses of models with the same codec"
-        )
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}: it is one of {', '.join(METHODS)}")
     if num < 1 or not 2 <= values <= 65536:
         raise ConfigError(f"num must be at least 1 and values from 2 to 65536, not {num} and {values}")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:num].tolist()
     model.check_data(data)
-    low, high = model.codec.bounds
-    width = (high - low) / (values - 1)
-    bins = Bins(width, low, high)
-    log_snr_max = -2.0 * math.log(float(width.min()) / 2.0)
+    reading = _Reading.of(model.codec, data.batch(order[:BATCH]).to(model.device), values)
+    log_snr_max, in_bits = reading.log_snr_max, math.log(2.0) * math.prod(model.codec.data.shape)
     found, parts, strata = [], [], []
     with model.evaluating():
         for first in range(0, len(order), BATCH):
             rows = order[first : first + BATCH]
             noise = Noise([derive(seed, "likelihood", row) for row in rows], "likelihood")
-            x_0 = model.codec.encode(data.batch(rows).to(model.device))
+            images = data.batch(rows).to(model.device)
+            x_0 = model.codec.encode(images, noise.fork("latent"))
+            beside = reading.beside(images, x_0)
             cond = model.encode(model.known(data.cond(rows)), len(rows))
             if method == "bound":
                 bound = continuous_bound(
-                    model.denoiser, x_0, noise, num_levels=num_levels, cond=cond, bins=bins, log_snr_max=log_snr_max
+                    model.denoiser,
+                    x_0,
+                    noise,
+                    num_levels=num_levels,
+                    cond=cond,
+                    bins=reading.bins,
+                    log_snr_max=log_snr_max,
                 )
-                found.append(bound.bits_per_dim)
-                parts.append(torch.stack([bound.prior, bound.terms.sum(1), bound.reconstruction], 1))
+                found.append((bound.nats + sum(beside)) / in_bits)
+                reconstruction = bound.reconstruction + (beside[0] if beside else 0.0)
+                parts.append(torch.stack([bound.prior, bound.terms.sum(1), reconstruction, *beside[1:]], 1))
                 strata.append(bound.terms)
                 levels = bound.log_snr
             else:
-                found.append(_by_ode(model, x_0, noise, width, num_steps, cond, log_snr_max))
+                nats = _by_ode(model, x_0, noise, reading.bins, num_steps, cond, log_snr_max)
+                found.append((nats + sum(beside)) / in_bits)
             if progress is not None:
                 progress(min(first + BATCH, len(order)), len(order))
     every = torch.cat(found)
@@ -121,13 +135,12 @@ def bits_per_dim(
     about = BitsPerDim(method, float(every.mean()), error, len(every), values, log_snr_max)
     if method == "ode":
         return about
-    in_bits = math.log(2.0) * x_0[0].numel()
     means = (torch.cat(parts).mean(0) / in_bits).tolist()
     each = (torch.cat(strata).mean(0) / in_bits).tolist()
     return BitsPerDim(
         **asdict(about)
         | {
-            "parts": dict(zip(("prior", "levels", "reconstruction"), means, strict=True)),
+            "parts": dict(zip(PARTS[: len(means)], means, strict=True)),
             "levels": list(zip(levels.tolist(), each, strict=True)),
         }
     )
@@ -137,12 +150,14 @@ def _by_ode(
     model: DiffusionModel,
     x_0: Tensor,
     noise: Noise,
-    width: Tensor,
+    bins: Bins | None,
     num_steps: int,
     cond: Any,
     log_snr_max: float,
 ) -> Tensor:
+    """-ln p(x_0) in nats; of what has bins, of the mass in them."""
     size = x_0[0].numel()
+    width = bins.width if bins is not None else torch.zeros(())
     spread = noise.fork("bin").uniform(x_0.shape).to(x_0) - 0.5
     probes = noise.fork("probe") if size > EXACT_DIVERGENCE_UP_TO else None
     nats = -log_likelihood(
@@ -154,5 +169,66 @@ def _by_ode(
         log_snr_max=log_snr_max,
     )
     # A density times a bin's width is a mass, and the mean of its logarithm over the bin no more than that of the mass.
-    volume = torch.log(width.double()).expand(x_0.shape[1:]).sum().item()
-    return (nats.cpu() - volume) / (size * math.log(2.0))
+    volume = torch.log(width.double()).expand(x_0.shape[1:]).sum().item() if bins is not None else 0.0
+    return nats.cpu() - volume
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How what a codec gives is read off, and what is to be said of the data beside it."""
+
+    codec: Codec
+    values: int
+    bins: Bins | None
+    log_snr_max: float
+
+    @classmethod
+    def of(cls, codec: Codec, images: Tensor, values: int) -> _Reading:
+        if learned(codec) is None:
+            low, high = codec.bounds
+            width = (high - low) / (values - 1)
+            return cls(codec, values, Bins(width, low, high), -2.0 * math.log(float(width.min()) / 2.0))
+        if not isinstance(codec, Autoencoded) or not isinstance(codec.bottleneck, Gauss):
+            raise IncompatibleError(
+                "this model works in an autoencoder's latents, and these are codes, which have no density: bits per "
+                "dimension are told of latents of a 'kl' autoencoder; compare held-out losses instead"
+            )
+        if codec.width is None:
+            raise IncompatibleError(
+                "this model's autoencoder does not say how near to the data what it decodes lies, so bits per "
+                "dimension are not known: make its codec with Autoencoder.as_codec"
+            )
+        _, log_variance = codec.bottleneck.moments(codec.moments(images))
+        std = torch.tensor(codec.std, dtype=torch.float64).log().mean()
+        log_std = float(0.5 * log_variance.double().mean() - std)
+        return cls(codec, values, None, min(-2.0 * (log_std - math.log(2.0)), LOG_SNR_LIMIT))
+
+    def beside(self, images: Tensor, latents: Tensor) -> list[Tensor]:
+        """In nats, [B] each: E ln q(z | x), and -ln P(x | z). Of data that are worked on as they are, nothing."""
+        codec = self.codec
+        if not isinstance(codec, Autoencoded):
+            return []
+        assert isinstance(codec.bottleneck, Gauss)
+        assert codec.width is not None
+        places = latents[0, 0].numel()
+        # Latents are scaled: their density is that of the bottleneck's times each channel's standard deviation.
+        known = -codec.bottleneck.entropy(codec.moments(images)) + places * sum(map(math.log, codec.std))
+        spread = codec.width * torch.tensor(codec.pixels.std, dtype=torch.float64, device=images.device)
+        spread = spread.view(-1, *[1] * (images.ndim - 2))
+        half = 0.5 * (codec.data.high - codec.data.low) / (self.values - 1) / spread
+        missed = (images.double() - codec.decode(latents).double()).abs() / spread
+        masses = {"laplace": _laplace_mass, "gauss": _gauss_mass}[codec.density](missed, half)
+        return [known.cpu(), -masses.flatten(1).sum(1).cpu()]
+
+
+def _laplace_mass(missed: Tensor, half: Tensor) -> Tensor:
+    """ln of the mass of a Laplace of width 1 within `half` of a place `missed` from its middle."""
+    outside = -(missed - half) + torch.log(-torch.expm1(-2.0 * half)) - math.log(2.0)
+    inside = torch.log1p(-(0.5 * (torch.exp(missed - half) + torch.exp(-missed - half))).clamp(max=1.0))
+    return torch.where(missed > half, outside, inside)
+
+
+def _gauss_mass(missed: Tensor, half: Tensor) -> Tensor:
+    """ln of the mass of N(0, 1) within `half` of `missed`, both at least 0, where its tail does not cancel."""
+    upper, lower = (torch.special.log_ndtr(-(missed + sign * half)) for sign in (-1.0, 1.0))
+    return upper + torch.log1p(-torch.exp(lower - upper))

@@ -196,7 +196,7 @@ class Autoencoder(Model):
         some = min(len(data), MAX_FITTED)
         batches = (data.batch(range(i, min(i + BATCH, some))).to(self.device) for i in range(0, some, BATCH))
         with self.evaluating():
-            return Autoencoded.fit(self.network, self.bottleneck, self.codec, batches)
+            return Autoencoded.fit(self.network, self.bottleneck, self.codec, batches, self.reconstruction.shape)
 
     def as_tokens(self) -> Tokenised:
         """The codec whose latents are the numbers of this one's codes.

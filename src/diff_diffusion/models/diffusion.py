@@ -195,7 +195,7 @@ class DiffusionModel(Model):
 
         Raises:
             ConfigError: an unknown sampler or grid; guidance where the model or the request has no condition, or where
-                the model was trained without dropping its condition.
+                the model was trained without dropping its condition; clipping of latents.
         """
         chosen = self.recipe.sampler if sampler is None else sampler_named(sampler)
         check_fits(chosen, self.recipe.process)
@@ -204,10 +204,18 @@ class DiffusionModel(Model):
         denoiser: Denoiser = self.denoiser
         if not asked.idle and (conditional or guidance is not None):
             denoiser = asked.around(self, chosen, times)
-        if asked.dynamic is not None:
-            denoiser = DynamicallyClipped(denoiser, *self.codec.bounds, asked.dynamic)
+        bounds = self.codec.bounds
+        if not all(bool(torch.isfinite(end).all()) for end in bounds):
+            if clip or asked.dynamic is not None:
+                what = "clipping" if asked.dynamic is None else "dynamic thresholding"
+                raise ConfigError(
+                    f"{what} keeps guesses in the range of the data, and latents have none: leave it out; guidance "
+                    "'rescale' or 'apg' holds back what a large scale spoils"
+                )
+        elif asked.dynamic is not None:
+            denoiser = DynamicallyClipped(denoiser, *bounds, asked.dynamic)
         elif self.recipe.clip if clip is None else clip:
-            denoiser = Clipped(denoiser, *self.codec.bounds)
+            denoiser = Clipped(denoiser, *bounds)
         return denoiser, chosen, times
 
     def guiding(self, guidance: float | Guidance | None) -> Guidance:
