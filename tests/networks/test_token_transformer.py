@@ -50,6 +50,20 @@ def test_rows_and_columns_are_two_axes() -> None:
     assert not torch.allclose(said(x.flatten(1), LEVEL).view(1, 4, 4, VOCAB), said(x, LEVEL), atol=1e-3)
 
 
+def test_a_place_is_told_by_its_row_and_its_column() -> None:
+    """Of a grid that is not square: half of the angles are the same all along a row, half all down a column."""
+    said = network()
+    seen: list[Tensor] = []
+    said.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[2]))
+    said(tokens(1, 3, 5), LEVEL)
+    [angles] = seen
+    by_row, by_column = angles.view(3, 5, -1).chunk(2, dim=-1)
+    assert torch.equal(by_row, by_row[:, :1].expand_as(by_row))
+    assert torch.equal(by_column, by_column[:1].expand_as(by_column))
+    assert (by_row[1:] != by_row[:-1]).all()
+    assert (by_column[:, 1:] != by_column[:, :-1]).all()
+
+
 def test_tokens_on_other_axes_are_refused() -> None:
     for shape in ((4,), (1, 2, 2, 2)):
         with pytest.raises(ConfigError, match=r"a line \[B, L\] or on a grid \[B, H, W\]"):
