@@ -10,36 +10,32 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.data import ImageDataset
-from diff_diffusion.data.latents import Moments, moments_of
 from diff_diffusion.data.loader import Batch, Batches
-from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, IncompatibleError, TrainingError, listed
+from diff_diffusion.errors import CheckpointError, ConfigError, DiffusionError, TrainingError
 from diff_diffusion.models import Model
 from diff_diffusion.models.held_out import held_out_loss
-from diff_diffusion.objectives.levels import Levels
 from diff_diffusion.registry import describe
 from diff_diffusion.rng import Noise, derive
 from diff_diffusion.training import checkpoint
 from diff_diffusion.training.checkpoint import TrainState
 from diff_diffusion.training.ema import Ema
 from diff_diffusion.training.journal import Journal, Record
+from diff_diffusion.training.latents import Latents
 from diff_diffusion.training.monitor import write_sheets
 from diff_diffusion.training.runtime import Ranks, autocast, choose_device, choose_precision, joined, seeded
 from diff_diffusion.training.settings import FREE_TO_CHANGE, TrainSettings
+from diff_diffusion.training.together import add_up, check_alike, check_weights, levels_of
 
 MAX_SKIPS = 10
-CHECKED = 512
-"""Images, about, whose latents are looked at before a run starts."""
 
 
 def train(
@@ -103,12 +99,13 @@ class _Run:
         fingerprint = data.fingerprint()
         self.about_data = {"name": data.name, "images": len(data), "fingerprint": fingerprint}
         if self.ranks.count > 1:  # alone, a model need not have a description
-            self._check_alike(
+            check_alike(
+                self.ranks,
                 {
                     "the settings": settings.model_dump_json().encode(),
                     "the data": fingerprint.encode(),
                     "the model": json.dumps(describe(model)).encode(),
-                }
+                },
             )
         with self.ranks.first_then_others():  # the first mends what a crash left behind
             newest = checkpoint.latest(out, mend=self.ranks.first) if out is not None else None
@@ -127,10 +124,9 @@ class _Run:
             for module in model.modules():
                 if isinstance(module, nn.Conv2d):
                     module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-        self._check_alike(self._weights())
-        self.kept = self._keep_latents() if keep_latents else None
-        if isinstance(model.codec, Autoencoded):
-            self._check_latents(model.codec)
+        check_weights(self.ranks, model, self.step)
+        self.latents = Latents(model, data, self.device, self.ranks, keep=keep_latents)
+        self.notes += self.latents.notes
         self.ema = Ema(model, ema)
         self.settings = settings
         self.optimizer = torch.optim.AdamW(
@@ -149,46 +145,6 @@ class _Run:
         model.facts |= {"precision": self.settings.precision, "seed": self.settings.seed}
 
     # ---- among others ---------------------------------------------------------------------------------------------
-
-    def _check_alike(self, contents: Mapping[str, bytes]) -> None:
-        """Nothing, or a ConfigError that names what is not the same in every process."""
-        differing = self.ranks.differing(contents)
-        if differing:
-            raise ConfigError(
-                f"{listed(differing, 4)} differ between the {self.ranks.count} processes of this run: start all with "
-                "the same command, data and versions. A part that learns from its own rows alone, as batch "
-                "normalisation does, trains in one process only"
-            )
-
-    def _weights(self) -> dict[str, bytes]:
-        """Everything that must be the same in every process; nothing where there is one."""
-        if self.ranks.count == 1:
-            return {}
-        state = {n: value.detach().cpu().contiguous().numpy().tobytes() for n, value in self.model.state_dict().items()}
-        return {"the step": str(self.step).encode(), **state}
-
-    def _add_up(self, total: Tensor) -> None:
-        """Loss, gradient, what levels were taught and averages, of this process's rows, become the whole batch's."""
-        if self.ranks.count == 1:
-            return
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # A part that no row of a process needed has no gradient there, and may have one elsewhere.
-        used = torch.tensor([float(p.grad is not None) for p in parameters], device=total.device)
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        taught = [part.taught for part in self._levels() if part.taught is not None]
-        averages = self.model.averages()
-        for average in averages:
-            average.div_(self.ranks.count)
-        self.ranks.add([total, used, *gradients, *taught, *averages])
-        for parameter, times in zip(parameters, used.tolist(), strict=True):
-            if times == 0:
-                parameter.grad = None
-
-    def _levels(self) -> list[Levels]:
-        return [part for part in self.model.learns.modules() if isinstance(part, Levels)]
 
     # ---- resuming -------------------------------------------------------------------------------------------------
 
@@ -264,8 +220,8 @@ class _Run:
         recent: deque[tuple[float, float]] = deque(maxlen=50)
         skips = 0
         rows = self.ranks.share(settings.batch_size)
-        seen = self.kept is None
-        batches = iter(Batches(self.data, settings.batch_size, settings.seed, self.step, rows=rows, pixels=seen))
+        pixels = self.latents.kept is None
+        batches = iter(Batches(self.data, settings.batch_size, settings.seed, self.step, rows=rows, pixels=pixels))
         with closing(batches), self._averaged_after():
             while not self._done():
                 start = time.monotonic()
@@ -322,8 +278,8 @@ class _Run:
         cond = model.encode(model.known(batch.cond), count)
         of_step = self.step * whole + begin
         noise = Noise([derive(settings.seed, "train", of_step + i) for i in range(count)], "train")
-        latents = self._latents(batch, noise)
-        for levels in self._levels():
+        latents = self.latents.of(batch, noise)
+        for levels in levels_of(model):
             levels.begin()  # where the batch's first sample is another process's too
         total = torch.zeros((), device=self.device)
         for first in range(0, count, micro):
@@ -334,7 +290,7 @@ class _Run:
             share = (rows.stop - rows.start) / whole
             (loss.mean * share).backward()
             total += loss.mean.detach() * share
-        self._add_up(total)
+        add_up(self.ranks, model, total)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         if _finite(total.item()) and _finite(norm.item()):
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), settings.grad_clip, norm)
@@ -346,39 +302,6 @@ class _Run:
             self._first_bad = _first_not_finite(model)
         self.optimizer.zero_grad(set_to_none=True)
         return total.item(), norm.item()
-
-    def _latents(self, batch: Batch, noise: Noise) -> Tensor:
-        """What the network works on; of latents that can be drawn, draws."""
-        codec, noise = self.model.codec, noise.fork("latent")
-        if self.kept is None or not isinstance(codec, Autoencoded):
-            return codec.encode(batch.pixels.to(self.device), noise)
-        return codec.latents(self.kept.batch(batch.indices).to(self.device), noise)
-
-    def _keep_latents(self) -> Moments | None:
-        """What the encoder of a model on latents says of every image; None where it is asked at each step."""
-        codec = self.model.codec
-        if not isinstance(codec, Autoencoded):
-            return None
-        with self.model.evaluating(), self.ranks.first_then_others():
-            kept = moments_of(self.data, lambda images: codec.moments(images.to(self.device)), codec.identity())
-        if kept is None:
-            self.notes.append("the latents of all images would take too much room: each batch is encoded anew")
-        return kept
-
-    def _check_latents(self, codec: Autoencoded) -> None:
-        """Nothing, or an IncompatibleError where latents are not at the scale that noise is made for."""
-        rows = np.arange(len(self.data))[:: max(1, len(self.data) // CHECKED)]
-        images = self.data.batch(rows if self.kept is None else []).to(self.device)
-        moments = codec.moments(images) if self.kept is None else self.kept.batch(rows).to(self.device)
-        noise = Noise([derive(0, "codec", int(row)) for row in rows])
-        std = codec.latents(moments, noise).double().transpose(0, 1).flatten(1).std(1, correction=0)
-        off = int((std.log2().abs()).argmax())
-        if not 0.5 <= float(std[off]) <= 2.0:
-            raise IncompatibleError(
-                f"channel {off} of the latents of {self.data.name} has standard deviation {float(std[off]):.3g}, and "
-                "0.5 to 2 are allowed: the codec's statistics are of other data. Make it anew of this train split, by "
-                "`as_codec` or --codec"
-            )
 
     def _give_up(self) -> None:
         where = f"; the first module with a gradient that is not finite is {self._first_bad}" if self._first_bad else ""
@@ -438,7 +361,7 @@ class _Run:
 
     def _save(self) -> Path:
         assert self.out is not None
-        self._check_alike(self._weights())
+        check_weights(self.ranks, self.model, self.step)
         if not self.ranks.first:
             return checkpoint.home_of(self.out, self.step)
         self.model.ema = self.ema.values
