@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from diff_diffusion import DiffusionModel, TrainSettings, load_image_dataset, tr
 from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.errors import ConfigError, IncompatibleError
-from diff_diffusion.models import Autoencoder, Guidance, Model
+from diff_diffusion.models import Autoencoder, Guidance, Model, NoisyClassifier
 from diff_diffusion.sizing import describe_autoencoder, describe_for_data
-from diff_diffusion.training import loop
+from diff_diffusion.training import latents
 
 SMALL = {"width": 8, "multipliers": [1, 2], "depth": 1, "attention": []}
 SETTINGS = TrainSettings(steps=4, batch_size=16, precision="fp32", warmup_steps=1)
@@ -27,9 +28,13 @@ def data() -> ImageDataset:
 
 @pytest.fixture(scope="module")
 def codec(data: ImageDataset) -> Autoencoded:
+    return Autoencoder.from_description(autoencoder_of(data), seed=5).as_codec(data)
+
+
+def autoencoder_of(data: ImageDataset) -> dict[str, Any]:
     description = describe_autoencoder(data, factor=2, channels=3)
     description["network"]["width"] = 8
-    return Autoencoder.from_description(description, seed=5).as_codec(data)
+    return description
 
 
 def latent_model(data: ImageDataset, codec: Autoencoded, preset: str | None = None) -> DiffusionModel:
@@ -134,11 +139,11 @@ def test_what_is_kept_and_what_is_encoded_anew_train_alike(
     losses = {}
     for room in (True, False):
         if not room:
-            monkeypatch.setattr(loop, "moments_of", lambda *_, **__: None)
+            monkeypatch.setattr(latents, "moments_of", lambda *_, **__: None)
         losses[room] = [record.loss for record in train(latent_model(data, codec), data, None, SETTINGS)]
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
     guessed = Autoencoded.latents
-    monkeypatch.setattr(loop._Run, "_check_latents", lambda *_: None)  # guesses are of another scale than draws
+    monkeypatch.setattr(latents.Latents, "_check", lambda *_: None)  # guesses are of another scale than draws
     monkeypatch.setattr(Autoencoded, "latents", lambda self, moments, noise=None: guessed(self, moments))
     assert [record.loss for record in train(latent_model(data, codec), data, None, SETTINGS)] != pytest.approx(
         losses[False], rel=1e-4
@@ -161,3 +166,39 @@ def test_what_would_keep_latents_in_a_range_is_refused(data: ImageDataset, codec
         model.sample(1, cond="3", guidance=Guidance(2.0, dynamic=0.99))
     with pytest.raises(ConfigError, match="clipping keeps guesses"):
         model.walk([0], clip=True)
+
+
+def test_a_classifier_of_the_same_latents_guides_and_any_other_is_refused(
+    data: ImageDataset, codec: Autoencoded, tmp_path: Path
+) -> None:
+    model = latent_model(data, codec)
+    judge = NoisyClassifier.for_data(data, codec=codec)
+    assert judge.network.channels == 3
+    list(train(judge, data, tmp_path / "judge", SETTINGS.model_copy(update={"steps": 1})))
+    loaded = NoisyClassifier.load(tmp_path / "judge")
+    plain, guided = (model.sample(1, cond="3", guidance=each) for each in (1.0, Guidance(50.0, classifier=loaded)))
+    assert not torch.equal(plain, guided)
+    assert 0.0 <= loaded.accuracy(data, log_snr=0.0, num=8) <= 1.0
+    for name, wrong, why in [
+        ("weights", Autoencoder.from_description(autoencoder_of(data), seed=6).as_codec(data), "latents of another"),
+        ("pixels", None, "works on pixels and the model on an autoencoder's latents"),
+    ]:
+        other = NoisyClassifier.for_data(data, codec=wrong)
+        with pytest.raises(IncompatibleError, match=why):
+            model.sample(1, cond="3", guidance=Guidance(2.0, classifier=other))
+        assert name
+    same = codec.identity()["codec"]
+    moved = Autoencoder.from_description(autoencoder_of(data), seed=5).as_codec(data)
+    with torch.no_grad():
+        moved.network.last.add_(1e-3)
+    assert moved.identity()["codec"] == same
+    with pytest.raises(IncompatibleError, match="latents of another"):
+        NoisyClassifier.for_data(data, codec=moved).check_fits(model)
+
+
+def test_samples_of_another_size_are_said_in_pixels(data: ImageDataset, codec: Autoencoded) -> None:
+    model = latent_model(data, codec)
+    assert model.sample(1, cond="3", size=(6, 12)).shape == (1, 1, 6, 12)
+    assert torch.equal(model.sample(1, cond="3", size=(8, 8)), model.sample(1, cond="3"))
+    with pytest.raises(ConfigError, match="multiples of 2, not 7 × 8"):
+        model.sample(1, size=(7, 8))
