@@ -86,8 +86,13 @@ def describe_for_data(
     }
 
 
-def describe_classifier(data: ImageDataset, preset: str | None = None, **options: Any) -> dict[str, Any]:
-    """The description of the classifier that `NoisyClassifier.for_data` makes, for the levels of a preset's process."""
+def describe_classifier(
+    data: ImageDataset, preset: str | None = None, codec: Codec | None = None, **options: Any
+) -> dict[str, Any]:
+    """The description of the classifier that `NoisyClassifier.for_data` makes, for the levels of a preset's process.
+
+    Of what a codec with weights gives, which whoever builds it gives it; of pixels when left out.
+    """
     label = data.columns.get("label")
     if label is None or label.kind != "class":
         has = f"; it has {listed(data.columns)}" if data.columns else ""
@@ -95,14 +100,16 @@ def describe_classifier(data: ImageDataset, preset: str | None = None, **options
             f"a classifier needs classes, and {data.name} has none{has}: put each class into a folder of its own, or "
             "name it in a column 'label' of metadata.csv"
         )
-    channels, side = data.shape[0], max(data.shape[1:])
-    sizes = {"channels": channels, "num_classes": len(label.names), **unet_size(side), "dropout": CLASSIFIER_DROPOUT}
+    process, codec = _recipe(data, preset, codec, **options).process, codec or _codec(data)
+    channels, *places = codec.latent.shape
+    size = (latent_unet_size if place_side(codec) > 1 else unet_size)(max(places))
+    sizes = {"channels": channels, "num_classes": len(label.names), **size, "dropout": CLASSIFIER_DROPOUT}
     parts = {"label": {"type": "condition/class", "names": list(label.names), "width": 0}}  # told, and not embedded
     return {
         "type": "model/classifier",
         "network": {"type": "classifier/unet_encoder", **sizes},
-        "codec": describe(_codec(data)),
-        "process": describe(_recipe(data, preset, **options).process),
+        "codec": describe(codec),
+        "process": describe(process),
         "conditioner": {"type": "conditioner/conditions", "parts": parts},
         "levels": {"type": "levels/uniform"},
     }

@@ -35,13 +35,14 @@ def decoded(decode: Callable[[Tensor], Tensor], codes: Tensor, factor: int, at_o
     side = max(1, math.floor(at_once ** (1 / len(sizes)) + 1e-9))
     result = weights = None
     for tile in product(*(_spans(size, side) for size in sizes)):
-        part = torch.cat([decode(one) for one in codes[(..., *tile)].split(1)])
+        spans: tuple[slice, ...] = tile
+        part = torch.cat([decode(one) for one in codes[(slice(None), slice(None), *spans)].split(1)])
         weight = _bump(part)
         if result is None or weights is None:
             result = part.new_zeros(*part.shape[:2], *(size * factor for size in sizes))
             weights = part.new_zeros(result.shape[2:])
-        here = tuple(slice(span.start * factor, span.stop * factor) for span in tile)
-        result[(..., *here)] += weight * part
+        here = tuple(slice(span.start * factor, span.stop * factor) for span in spans)
+        result[(slice(None), slice(None), *here)] += weight * part
         weights[here] += weight
     assert result is not None
     assert weights is not None

@@ -231,4 +231,5 @@ def _laplace_mass(missed: Tensor, half: Tensor) -> Tensor:
 def _gauss_mass(missed: Tensor, half: Tensor) -> Tensor:
     """ln of the mass of N(0, 1) within `half` of `missed`, both at least 0, where its tail does not cancel."""
     upper, lower = (torch.special.log_ndtr(-(missed + sign * half)) for sign in (-1.0, 1.0))
-    return upper + torch.log1p(-torch.exp(lower - upper))
+    mass: Tensor = upper + torch.log1p(-torch.exp(lower - upper))
+    return mass

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diff_diffusion.codecs.affine import Affine
+from diff_diffusion.codecs.codec import Codec
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
 from diff_diffusion.conditions.labels import ClassLabel
@@ -23,6 +23,7 @@ from diff_diffusion.errors import ConfigError, IncompatibleError, listed
 from diff_diffusion.models.model import LABEL, LEVELS, Model
 from diff_diffusion.objectives.denoising import Loss
 from diff_diffusion.objectives.levels import Levels, Uniform
+from diff_diffusion.presets import check_latent
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise, derive
 from diff_diffusion.sizing import describe_classifier
@@ -64,7 +65,7 @@ class NoisyClassifier(Model):
     def __init__(
         self,
         network: nn.Module,
-        codec: Affine,
+        codec: Codec,
         process: Gaussian,
         conditioner: Conditions,
         levels: Levels | None = None,
@@ -80,6 +81,7 @@ class NoisyClassifier(Model):
                 f"a classifier guides by its gradient in x_t, which needs a Gaussian process, not "
                 f"{type(process).__name__}"
             )
+        check_latent(codec.latent, process)
         if isinstance(process.time_map, Learned):
             raise IncompatibleError(
                 "a classifier has nothing to teach a learned time map: give it any other, since it guides models of "
@@ -100,19 +102,29 @@ class NoisyClassifier(Model):
         return self.asks
 
     @classmethod
-    def for_data(cls, data: ImageDataset, preset: str | None = None, seed: int = 0, **options: Any) -> NoisyClassifier:
+    def for_data(
+        cls,
+        data: ImageDataset,
+        preset: str | None = None,
+        seed: int = 0,
+        codec: Codec | None = None,
+        **options: Any,
+    ) -> NoisyClassifier:
         """A classifier of the classes of `data`, sized by its resolution, for models that `for_data` makes of it.
 
         Args:
             data: the train split that the model to be guided is made for: its statistics are the codec.
             preset: whose process it is trained on; "rectified_flow" if not said.
             seed: of the initial weights.
+            codec: that of a model on latents, for a classifier that guides it; pixels when left out.
             options: arguments of the preset.
 
         Raises:
             ConfigError: data without classes; an unknown preset or option.
         """
-        return cls.from_description(describe_classifier(data, preset, **options), seed)
+        classifier = cls.from_description(describe_classifier(data, preset, codec, **options), seed)
+        classifier.take_weights(codec)
+        return classifier
 
     # ---- trained --------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from diff_diffusion.codecs.codec import Codec, learned
+from diff_diffusion.codecs.codec import Codec, latent_shape, learned
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
 from diff_diffusion.conditions.images import ImageBeside
@@ -146,12 +146,6 @@ class DiffusionModel(Model):
         model.take_weights(codec)
         return model
 
-    def take_weights(self, codec: Codec | None) -> None:
-        """Gives the model's codec, which is described alike, the weights of `codec`, if they have any."""
-        mine, other = learned(self.codec), learned(codec)
-        if mine is not None and other is not None:
-            mine.load_state_dict(other.state_dict())
-
     # ---- asked ----------------------------------------------------------------------------------------------------
 
     def loss(self, data: Tensor, cond: Any = None, noise: Noise | None = None) -> Loss:
@@ -236,11 +230,14 @@ class DiffusionModel(Model):
             steps = own.num_steps
         return chosen if steps is None else chosen.with_steps(steps)
 
-    def walk(self, seeds: Sequence[int], cond: Any = None, **plan: Any) -> tuple[Tensor, Iterator[Step]]:
-        """The start x and the steps of one batch's sampling, in the codec's units. `plan` as in `sample`."""
+    def walk(
+        self, seeds: Sequence[int], cond: Any = None, size: tuple[int, int] | None = None, **plan: Any
+    ) -> tuple[Tensor, Iterator[Step]]:
+        """The start x and the steps of one batch's sampling, in the codec's units. `size` and `plan` as in `sample`."""
         denoiser, sampler, times = self.plan(**plan, conditional=cond is not None)
         noise = Noise(seeds)
-        x = self.recipe.process.prior((len(seeds), *self.codec.latent.shape), noise.at(0), times[0]).to(self.device)
+        shape = self.codec.latent.shape if size is None else latent_shape(self.codec, *size)
+        x = self.recipe.process.prior((len(seeds), *shape), noise.at(0), times[0]).to(self.device)
         ready = self.guiding(plan.get("guidance")).ready(self, cond, len(seeds))
         return x, trajectory(denoiser, sampler, times, x, cond=ready, noise=noise)
 
@@ -255,6 +252,7 @@ class DiffusionModel(Model):
         sampler: Sampler | str | None = None,
         grid: Grid | str | None = None,
         guidance: float | Guidance | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Samples in data units, float32 [num, *shape] on the CPU.
 
@@ -269,9 +267,11 @@ class DiffusionModel(Model):
             batch_size: how many at once.
             steps, sampler, grid, guidance: the model's defaults where None. Samplers and grids may be named: "heun" on
                 "churn" is EDM's stochastic sampler. Guidance is a scale, or a `Guidance` that says more.
+            size: height and width in pixels where they are not those it was trained on: the network is asked about the
+                whole, which U-Nets and transformers allow and have not learned. See also `editing.draw_large`.
 
         Raises:
-            ConfigError: a bad number, label, sampler, grid or scale.
+            ConfigError: a bad number, label, sampler, grid, scale or size.
             DiffusionError: samples that are not finite; they are never turned into black pictures.
         """
         if num < 1 or batch_size < 1:
@@ -284,7 +284,7 @@ class DiffusionModel(Model):
             part = slice(first, min(first + batch_size, num))
             seeds = range(seed + part.start, seed + part.stop)
             some = None if every is None else {name: values[part] for name, values in every.items()}
-            x, steps_of = self.walk(seeds, some, steps=steps, sampler=sampler, grid=grid, guidance=guidance)
+            x, steps_of = self.walk(seeds, some, size, steps=steps, sampler=sampler, grid=grid, guidance=guidance)
             with self.evaluating():
                 for step in steps_of:
                     x = step.x

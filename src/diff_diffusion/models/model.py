@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diff_diffusion import __version__
 from diff_diffusion.codecs.codec import Codec, learned
+from diff_diffusion.codecs.encoded import Encoded
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
 from diff_diffusion.conditions.labels import ClassLabel
@@ -141,6 +142,12 @@ class Model(nn.Module, ABC):
             raise ConfigError("this model is unconditional: it was trained without conditions, so it takes none")
         return self.conditioner.named(cond, count)
 
+    def take_weights(self, codec: Codec | None) -> None:
+        """Gives the model's codec, which is described alike, the weights of `codec`, if they have any."""
+        mine, other = learned(self.codec), learned(codec)
+        if mine is not None and other is not None:
+            mine.load_state_dict(other.state_dict())
+
     def check_units(self, model: Model, who: str) -> None:
         """Nothing, or an IncompatibleError that says how this model, called `who`, has other data than `model`."""
         mine, other = self.codec, model.codec
@@ -149,6 +156,14 @@ class Model(nn.Module, ABC):
             raise IncompatibleError(
                 f"{who} is for samples {list(mine.shape)} and the model for {list(other.shape)}: {what_to_do}"
             )
+        if isinstance(mine, Encoded) or isinstance(other, Encoded):
+            if not (isinstance(mine, Encoded) and isinstance(other, Encoded) and mine.identity() == other.identity()):
+                theirs, ours = (_works_on(each) for each in (mine, other))
+                raise IncompatibleError(
+                    f"{who} works on {theirs} and the model on {ours}{' of another' if theirs == ours else ''}: make "
+                    "both with one codec, since the two are asked about the same numbers"
+                )
+            return
         for name in ("mean", "std"):
             pairs = zip(getattr(mine, name), getattr(other, name), mine.std, strict=True)
             if not all(math.isclose(a, b, rel_tol=SAME, abs_tol=SAME * std) for a, b, std in pairs):
@@ -341,6 +356,12 @@ def _spares(folder: Path) -> list[Path]:
     """Where a model may be whole when `folder` is not: what a save that was cut short put aside, and checkpoints."""
     aside = [] if folder.exists() else storage.leftovers(folder.parent, storage.REPLACED, folder.name)
     return [*aside, *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
+
+
+def _works_on(codec: Codec) -> str:
+    if not isinstance(codec, Encoded):
+        return "pixels"
+    return f"an autoencoder's {'tokens' if codec.latent.whole else 'latents'}"
 
 
 def _few(values: Sequence[float]) -> str:

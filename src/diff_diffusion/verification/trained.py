@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diff_diffusion.codecs.codec import Codec, learned
+from diff_diffusion.codecs.encoded import Encoded
 from diff_diffusion.errors import CheckpointError
 from diff_diffusion.models import DiffusionModel, Model
 from diff_diffusion.models.model import WEIGHTS
@@ -44,6 +46,7 @@ class _Run:
         self.folder, self.name = folder, folder.name
         self.tensors = cache(self._tensors)
         self.model = cache(self._model)
+        self.samples = cache(self._samples)
 
     def _tensors(self) -> dict[str, Tensor]:
         return storage.read_safetensors(self.folder, WEIGHTS, storage.read_manifest(self.folder))
@@ -52,6 +55,17 @@ class _Run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it fell back to another checkpoint: the hashes are a row already
             return Model.load(self.folder)
+
+    def _samples(self) -> tuple[Tensor, str]:
+        """What the default sampler draws of every class in turn, and a note of how."""
+        model = self.model()
+        assert isinstance(model, DiffusionModel)
+        steps = min(model.recipe.grid.num_steps, MOST_STEPS)
+        cond = None
+        if model.class_names:
+            cond = [model.class_names[i % len(model.class_names)] for i in range(NUM_SAMPLES)]
+        sampler = type(model.recipe.sampler).__name__
+        return model.sample(NUM_SAMPLES, cond=cond, steps=steps), f"{NUM_SAMPLES} samples by {sampler} in {steps} steps"
 
     def check(self, law: str, measured: float | None, high: float, low: float = 0.0, note: str = "") -> Check:
         return Check("run", self.name, law, measured, high, low, note)
@@ -83,9 +97,10 @@ def average_moved(run: _Run) -> Iterator[Check]:
         why = "no step was taken yet" if not steps else "a saved model holds one set of weights"
         yield run.check("EMA moved", None, math.inf, note=why)
         return
+    tensors = run.tensors()
+    names = sorted(name.removeprefix("ema/") for name in tensors if name.startswith("ema/"))  # a codec has no average
     averaged, raw = (
-        torch.cat([v.double().flatten() for n, v in sorted(run.tensors().items()) if n.startswith(f"{which}/")])
-        for which in ("ema", "raw")
+        torch.cat([tensors[f"{which}/{name}"].double().flatten() for name in names]) for which in ("ema", "raw")
     )
     distance = ((averaged - raw).norm() / raw.norm()).item()
     note = f"relative distance from raw after {steps} steps; 0 means that no average was kept"
@@ -93,13 +108,32 @@ def average_moved(run: _Run) -> Iterator[Check]:
 
 
 def codec_inverts(run: _Run) -> Iterator[Check]:
-    """decode(encode) is the identity on the data's whole range, relative to its width."""
+    """decode(encode) is the identity on the data's whole range, relative to its width.
+
+    Of an autoencoder, on the model's own samples, which it made: nearer to them than their mean is.
+    """
     codec = run.model().codec
+    if learned(codec) is not None:
+        if isinstance(run.model(), DiffusionModel):
+            yield _comes_back(run, codec)
+        return
     low, high = codec.data.low, codec.data.high
     values = torch.linspace(low, high, 256)
     data = values.reshape(-1, *[1] * len(codec.data.shape)).expand(-1, *codec.data.shape)
     worst = (codec.decode(codec.encode(data)) - data).abs().max().item() / (high - low)
     yield run.check("decode(encode)", worst, 1e-5, note=f"share of the range {low:g} to {high:g}, 256 values")
+
+
+def _comes_back(run: _Run, codec: Codec) -> Check:
+    samples, note = run.samples()
+    back = codec.decode(codec.encode(samples))
+    own = (0, *range(2, samples.ndim))
+    missed, spread = ((samples - other).double().square().mean() for other in (back, samples.mean(own, keepdim=True)))
+    psnr, flat = (
+        10.0 * math.log10((codec.data.high - codec.data.low) ** 2 / max(float(error), 1e-12))
+        for error in (missed, spread)
+    )
+    return run.check("decode(encode), PSNR in dB", psnr, math.inf, flat, f"{note}; above that of their mean")
 
 
 def prior_fits(run: _Run) -> Iterator[Check]:
@@ -124,20 +158,15 @@ def prior_fits(run: _Run) -> Iterator[Check]:
 def samples_fit(run: _Run) -> Iterator[Check]:
     """The default sampler runs, and its samples have about the data's mean and spread in every channel.
 
-    In the codec's units, in which the data have mean 0 and standard deviation 1. Four standard errors of the means of
+    In units in which the data have mean 0 and standard deviation 1. Four standard errors of the means of
     samples, over a sample's own numbers, are added to the first bound; what is left is for a model that is not perfect.
     """
     model = run.model()
     if not isinstance(model, DiffusionModel):
         return
-    steps = min(model.recipe.grid.num_steps, MOST_STEPS)
-    cond = None
-    if model.class_names:
-        cond = [model.class_names[i % len(model.class_names)] for i in range(NUM_SAMPLES)]
-    samples = model.sample(NUM_SAMPLES, cond=cond, steps=steps)
-    latents = model.codec.encode(samples).double().flatten(2)
-    sampler = type(model.recipe.sampler).__name__
-    note = f"{NUM_SAMPLES} samples by {sampler} in {steps} steps"
+    samples, note = run.samples()
+    codec = model.codec
+    latents = (codec.pixels if isinstance(codec, Encoded) else codec).encode(samples).double().flatten(2)
     yield run.check("samples not finite", int((~torch.isfinite(latents)).sum()), 0.0, note=note)
     each = latents.mean(2)
     error = 4.0 * (each.std(0) / NUM_SAMPLES**0.5).max().item()
