@@ -38,6 +38,12 @@ def digits() -> tuple[ImageDataset, ImageDataset]:
     return load_image_dataset("digits").split()
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What encoders say is kept; not in the user's folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "缓存"))
+
+
 @pytest.fixture(scope="module")
 def data() -> ImageDataset:
     return digits()[0]
