@@ -197,6 +197,6 @@ class Gaussian(Process):
         return softplus(self.log_snr(s)) - softplus(self.log_snr(t))
 
     def prior(self, shape: Sequence[int], noise: Noise, t: float = 1.0) -> Tensor:
-        """N(0, α² + σ²): the process at t for data of mean 0 and variance 1, as codecs make them."""
+        """N(0, α² + σ²): the process at t for data of mean 0 and variance 1."""
         alpha, sigma = self.scales(t)
         return math.sqrt(alpha**2 + sigma**2) * noise.normal(shape)

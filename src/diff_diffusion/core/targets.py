@@ -59,7 +59,7 @@ class LinearTarget(Target):
     """y = a x_0 + b ε, with (a, b) by name: x0, eps, v, velocity, score, edm.
 
     "edm" is the output F of EDM's preconditioned network for data of standard deviation 1; with the vp scaling it is
-    -v. EDM's general sigma_data is gone because codecs normalise.
+    -v. EDM's general sigma_data is gone: data have standard deviation 1.
 
     Raises:
         ConfigError: an unknown row.
