@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,7 +67,7 @@ def test_a_step_uses_the_learning_rate_it_tells() -> None:
         ({"steps": 0}, "train.steps: .*greater than or equal to 1, not 0"),
         ({"minutes": 0}, "minutes: .*greater than 0"),
         ({"minutes": math.inf}, "minutes: .*finite"),
-        ({"steps": 5, "batch_size": 0}, "batch_size"),
+        ({"steps": 5, "batch_size": -1}, "batch_size"),
         ({"steps": 5, "micro_batch": 0}, "micro_batch"),
         ({"steps": 5, "lr": 0}, "lr"),
         ({"steps": 5, "lr": math.inf}, "lr: .*finite"),
@@ -116,3 +118,17 @@ def test_minutes_end_a_run() -> None:
 
 def test_what_is_free_to_change_is_a_setting() -> None:
     assert set(TrainSettings.model_fields) >= FREE_TO_CHANGE
+
+
+@pytest.mark.parametrize(("side", "expected"), [(8, 128), (16, 128), (17, 64), (32, 64), (33, 32), (256, 32)])
+def test_a_batch_size_that_is_not_said_follows_the_images(side: int, expected: int) -> None:
+    assert TrainSettings(steps=1).sized((3, 4, side)).batch_size == expected
+    assert TrainSettings(steps=1).sized((3, side, 4)).batch_size == expected
+    assert TrainSettings(steps=1, batch_size=5).sized((3, side, side)).batch_size == 5
+
+
+def test_a_run_trains_on_the_batch_size_that_follows(tmp_path: Path) -> None:
+    data = tiny.images(side=20)
+    records = list(train(tiny.fresh(data), data, tmp_path, TrainSettings(steps=1, precision="fp32")))
+    assert len(records) == 1
+    assert json.loads((tmp_path / "train_state.json").read_text())["settings"]["batch_size"] == 64

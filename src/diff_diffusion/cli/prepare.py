@@ -120,7 +120,7 @@ def prepared(
     asked = _asked(request, changes.get("train", {}))
     make_settings(asked)  # a wrong one fails before the images are read
     about, train_split, held_out, report = _read(request, changes, quiet) if read is None else _again(read)
-    settings = make_settings({"batch_size": batch_for(train_split.shape)} | asked)
+    settings = make_settings(asked).sized(train_split.shape)
     codec = codec or (codec_of(request.codec, train_split) if request.codec is not None else None)
     if request.model == "classifier":
         described = describe_classifier(train_split, request.preset)
@@ -227,12 +227,6 @@ def _read(
 
 def _again(read: Prepared) -> tuple[dict[str, Any], ImageDataset, ImageDataset, list[str]]:
     return read.about_data, read.train_split, read.held_out, []
-
-
-def batch_for(shape: tuple[int, int, int]) -> int:
-    """How many images a step trains on, by default: fewer when they are larger, so that steps stay short."""
-    side = max(shape[1:])
-    return 128 if side <= 16 else 64 if side <= 32 else 32
 
 
 def _size(size: Any) -> int | tuple[int, int] | None:

@@ -88,6 +88,7 @@ class _Run:
         keep_latents: bool = True,
     ) -> None:
         self.model, self.data, self.out, self.held_out = model, data, out, held_out
+        settings = settings.sized(data.shape)
         self.ranks = ranks or Ranks()
         for known in (data, held_out):
             if known is not None:

@@ -88,6 +88,7 @@ def plan(description: Mapping[str, Any], data: ImageDataset, settings: TrainSett
     """
     if settings.steps is None and settings.minutes is None:
         raise ConfigError("say how long the run is to train: steps or minutes")
+    settings = settings.sized(data.shape)
     with closing(Trial(description, data, settings)) as trial:
         micro, notes = trial.choose()
         times, peak = trial.times(micro)

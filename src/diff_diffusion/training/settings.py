@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,7 +21,9 @@ class TrainSettings(BaseModel):
 
     steps: int | None = Field(None, ge=1, description="optimizer steps; the run ends there")
     minutes: float | None = Field(None, gt=0, description="training time instead of steps")
-    batch_size: int = Field(128, ge=1, description="samples per optimizer step")
+    batch_size: int = Field(
+        0, ge=0, description="samples per optimizer step; 0: 128 of images up to 16 pixels a side, 64 up to 32, or 32"
+    )
     micro_batch: int | None = Field(
         None, ge=1, description="samples per backward pass; the batch is accumulated over them"
     )
@@ -51,6 +53,12 @@ class TrainSettings(BaseModel):
         if self.lr_schedule == "cosine" and self.steps is None:
             raise ValueError("lr_schedule 'cosine' needs steps: it must know where it ends")
         return self
+
+    def sized(self, shape: Sequence[int]) -> TrainSettings:
+        """With a batch size where none is said: of samples [C, H, W] the fewer, the larger, so that steps stay short."""
+        side = max(shape[1:])
+        chosen = 128 if side <= 16 else 64 if side <= 32 else 32
+        return self if self.batch_size else self.model_copy(update={"batch_size": chosen})
 
     def lr_at(self, step: int) -> float:
         """The learning rate of optimizer step `step`, 0 the first: a pure function of it."""

@@ -85,6 +85,7 @@ class Trial:
     """Steps of the run that `train` would make of the same arguments, of any number of images."""
 
     def __init__(self, description: Mapping[str, Any], data: ImageDataset, settings: TrainSettings) -> None:
+        settings = settings.sized(data.shape)
         self.device, self.data, self.settings = choose_device(), data, settings
         self.precision: str = settings.precision if settings.precision != "auto" else "fp32"
         self.meter = Meter(self.device) if can_measure(self.device) else None
