@@ -61,6 +61,7 @@ bench: $(VENV)/.bench  ## every benchmark, some hours on a machine of one's own;
 	$(BIN)/python benchmarks/augmentation.py
 	$(BIN)/python benchmarks/time_to_quality.py
 	$(BIN)/python benchmarks/generators.py
+	$(BIN)/python benchmarks/latents.py
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then benchmarks/gpu.sh; fi
 	$(BIN)/python benchmarks/page.py
 

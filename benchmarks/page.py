@@ -19,7 +19,7 @@ from outcome import RESULTS, Target, grid, markdown
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 ORDER = (
     *("training_step", "time_to_quality", "sampling_speed", "step_overhead", "costs", "scaling", "gpu"),
-    *("generators", "copies", "presets", "sampler_choice", "guidance", "editing", "augmentation"),
+    *("generators", "latents", "copies", "presets", "sampler_choice", "guidance", "editing", "augmentation"),
 )
 """Sections in this order; others after them, by name."""
 OUTCOME = {"name", "title", "command", "said", "tables", "targets", "notes", "machine", "versions"}
