@@ -55,7 +55,7 @@ class TrainSettings(BaseModel):
         return self
 
     def sized(self, shape: Sequence[int]) -> TrainSettings:
-        """With a batch size where none is said: of samples [C, H, W] the fewer, the larger, so that steps stay short."""
+        """With a batch size where none is said: of larger samples [C, H, W] fewer, so that steps stay short."""
         side = max(shape[1:])
         chosen = 128 if side <= 16 else 64 if side <= 32 else 32
         return self if self.batch_size else self.model_copy(update={"batch_size": chosen})
