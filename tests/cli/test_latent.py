@@ -56,6 +56,24 @@ def test_an_autoencoder_then_a_model_in_its_latents(cli: Cli, tmp_path: Path, bo
     assert cli("info", second)[0] == 0
 
 
+@pytest.mark.parametrize("bottleneck", ["vq", "fsq"])
+def test_masked_tokens_of_an_autoencoders_codes(cli: Cli, tmp_path: Path, bottleneck: str) -> None:
+    asked = ("--latent", "--bottleneck", bottleneck, "--factor", "2", "--preset", "masked_tokens")
+    small = ("--set", "network.width=16", "--set", "network.depth=1", "--set", "network.heads=2")
+    code, out, err = cli("train", "digits", *asked, "--out", tmp_path / "码", *FEW, *LITTLE, *small)
+    assert code == 0, err
+    assert "process: Absorbing of 512 tokens" in out
+    assert cli("sample", tmp_path / "码", "-n", 2, "--steps", 2, "--out", tmp_path / "s")[0] == 0
+    assert cli("info", tmp_path / "码")[0] == 0
+
+
+def test_numbers_are_no_tokens(cli: Cli, tmp_path: Path) -> None:
+    asked = ("--latent", "--factor", "2", "--preset", "masked_tokens")
+    code, _, err = cli("train", "digits", *asked, "--out", tmp_path / "r", *FEW, *LITTLE)
+    assert code == 2
+    assert "vq" in words(err)
+
+
 def test_both_stages_in_one_run(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "run"
     asked = ("train", "digits", "--latent", "--factor", "2", "--out", out, *FEW, *SMALL, *LITTLE)

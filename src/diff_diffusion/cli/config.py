@@ -98,12 +98,12 @@ def merged(base: Any, changes: Any, path: str = "") -> Any:
     return {**base, **{key: merged(base.get(key), value, f"{path}{key}.") for key, value in changes.items()}}
 
 
-def network_named(changes: Mapping[str, Any]) -> str:
-    """The network that changes name, for a default of its size from the data; "unet" when they name none."""
+def network_named(changes: Mapping[str, Any]) -> str | None:
+    """The network that changes name, for a default of its size from the data; None when they name none."""
     model = changes.get("model")
     network = model.get("network") if isinstance(model, Mapping) else None
     name = network.get("type") if isinstance(network, Mapping) else network
-    return str(name or "unet").removeprefix("network/")
+    return str(name).removeprefix("network/") if name else None
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ Preset = Annotated[
     str | None,
     typer.Option(
         help="rectified_flow (the default), edm, ddpm, ddim, iddpm, vdm, vp_sde, ve_sde, sub_vp_sde or zero_snr: "
-        "process, target and sampler."
+        "process, target and sampler; masked_tokens or uniform_tokens for the codes of an autoencoder."
     ),
 ]
 Sets = Annotated[

@@ -9,10 +9,12 @@ from typing import Any
 
 from diff_diffusion.cli.config import merged, network_named, parse_size, read_changes
 from diff_diffusion.cli.console import count_progress
-from diff_diffusion.codecs.autoencoded import Autoencoded
+from diff_diffusion.codecs.encoded import Encoded
+from diff_diffusion.core.categorical import Tokens
 from diff_diffusion.data import ImageDataset, load_image_dataset
 from diff_diffusion.errors import ConfigError, DataError, IncompatibleError, listed
 from diff_diffusion.models import Autoencoder, DiffusionModel, Model
+from diff_diffusion.presets import recipe
 from diff_diffusion.sizing import describe_autoencoder, describe_classifier, describe_for_data
 from diff_diffusion.training import TrainSettings
 from diff_diffusion.training.settings import make_settings
@@ -86,7 +88,7 @@ class Prepared:
     train_split: ImageDataset
     held_out: ImageDataset
     report: list[str]
-    codec: Autoencoded | None = None
+    codec: Encoded | None = None
 
     def model(self) -> Model:
         """The model, untrained, with its codec's weights."""
@@ -97,7 +99,7 @@ class Prepared:
 
 
 def prepared(
-    request: Request, quiet: bool = False, read: Prepared | None = None, codec: Autoencoded | None = None
+    request: Request, quiet: bool = False, read: Prepared | None = None, codec: Encoded | None = None
 ) -> Prepared:
     """What the options mean.
 
@@ -121,7 +123,7 @@ def prepared(
     make_settings(asked)  # a wrong one fails before the images are read
     about, train_split, held_out, report = _read(request, changes, quiet) if read is None else _again(read)
     settings = make_settings(asked).sized(train_split.shape)
-    codec = codec or (codec_of(request.codec, train_split) if request.codec is not None else None)
+    codec = codec or (codec_of(request.codec, train_split, request.preset) if request.codec is not None else None)
     if request.model == "classifier":
         described = describe_classifier(train_split, request.preset)
     elif request.model == "autoencoder":
@@ -169,8 +171,8 @@ def stages(request: Request) -> tuple[Request, Request]:
     return first, second
 
 
-def codec_of(folder: Path, data: ImageDataset) -> Autoencoded:
-    """The codec that a run is, or works in.
+def codec_of(folder: Path, data: ImageDataset, preset: str | None = None) -> Encoded:
+    """The codec that a run is, or works in: for a preset of tokens, the one that tells the numbers of codes.
 
     Raises:
         ConfigError: a run of a model that has no latents.
@@ -185,8 +187,9 @@ def codec_of(folder: Path, data: ImageDataset) -> Autoencoded:
                 f"the autoencoder in {folder} gives {data.name} back at {here:.1f} dB, and its own held-out images at "
                 f"{own:.1f}: it was trained on other data ({model.facts.get('data')}). Train one on these"
             )
-        return model.as_codec(data)
-    if isinstance(model.codec, Autoencoded):
+        tokens = preset is not None and isinstance(recipe(preset).process, Tokens)
+        return model.as_tokens() if tokens else model.as_codec(data)
+    if isinstance(model.codec, Encoded):
         return model.codec
     raise ConfigError(
         f"--codec {folder} is a {type(model).__name__} of pixels: give a run of `train --model autoencoder`, or one "

@@ -15,6 +15,7 @@ import typer
 from diff_diffusion.cli.config import to_yaml
 from diff_diffusion.cli.console import TrainingLine
 from diff_diffusion.cli.prepare import CODEC, Prepared, Request, codec_of, prepared, stages
+from diff_diffusion.core.categorical import Tokens
 from diff_diffusion.core.targets import LearnedVariance
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.errors import ConfigError, DiffusionError, listed
@@ -79,7 +80,8 @@ def _both(ranks: Ranks, request: Request, out: Path, dry_run: bool, auto: bool, 
     typer.echo("stage 2 of 2: a diffusion model in its latents")
     with ranks.first_then_others():
         # A run that has begun goes on with the codec that it holds.
-        codec = codec_of(out if any((out / name).exists() for name in BEGUN) else out / CODEC, ready.train_split)
+        home = out if any((out / name).exists() for name in BEGUN) else out / CODEC
+        codec = codec_of(home, ready.train_split, second.preset)
     _one(ranks, _ready(ranks, second, ready, codec), out, dry_run, auto, audit)
 
 
@@ -167,8 +169,12 @@ def chosen(model: Model) -> list[str]:
     assert isinstance(model, DiffusionModel)
     recipe, network = model.recipe, model.network
     process: Any = recipe.process
-    learned = " and its variance" if isinstance(recipe.target, LearnedVariance) else ""
-    target: Any = recipe.target.target if isinstance(recipe.target, LearnedVariance) else recipe.target
+    if isinstance(process, Tokens):
+        how = f"{type(process).__name__} of {process.vocab} tokens"
+    else:
+        learned = " and its variance" if isinstance(recipe.target, LearnedVariance) else ""
+        target: Any = recipe.target.target if isinstance(recipe.target, LearnedVariance) else recipe.target
+        how = f"{type(process.time_map).__name__}, scaling {process.scaling}; target {target.row}{learned}"
     steps = recipe.grid.num_steps
     seen = model.codec.latent.shape
     where = [] if seen == model.codec.data.shape else [f"in latents: {' × '.join(map(str, seen))}"]
@@ -176,6 +182,6 @@ def chosen(model: Model) -> list[str]:
         f"model: {type(network).__name__}, {size}",
         *where,
         *(f"asked for {line}" for line in (model.conditioner.summary() if model.conditioner else ["nothing"])),
-        f"process: {type(process.time_map).__name__}, scaling {process.scaling}; target {target.row}{learned}",
+        f"process: {how}",
         f"sampler: {type(recipe.sampler).__name__} on {type(recipe.grid).__name__}, {steps} steps",
     ]
