@@ -206,11 +206,17 @@ def outcome(parts: Sequence[Part], tried: Sequence[Part], about: dict[str, Any],
     return Outcome("generators", title, command, said, tables, numbers=numbers, notes=notes)
 
 
+SHOWN = """![Real images, and samples of the three](images/generators.png)
+
+*Above, real images; below, what each of the three draws after the same minutes of training, the first that came, none
+chosen.*"""
+
+
 def block(told: dict[str, Any]) -> str:
     """What stands between the marks of the page, from results/generators.json."""
     machine = told["machine"]
     on = f"Measured on {machine['cpu']}, one thread, with torch {told['versions']['torch']}."
-    return "\n\n".join((MARKS[0], *markdown(told), on, MARKS[1]))
+    return "\n\n".join((MARKS[0], SHOWN, *markdown(told), on, MARKS[1]))
 
 
 def write_page() -> None:
