@@ -92,20 +92,6 @@ def test_what_is_under_the_mask_is_not_looked_at_and_the_rest_kept_to_the_last_b
     assert not torch.equal(results[0][..., 5:], images[..., 5:].float())
 
 
-def test_what_an_encoder_is_shown_under_a_mask_is_the_average_of_what_is_near() -> None:
-    images = torch.zeros(1, 1, 8, 8)
-    images[..., :4], images[..., 4:] = 10.0, 30.0
-    drawn = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-    drawn[..., :6, 3:5] = True
-    guessed = filling._guessed(images, drawn, 99.0)
-    assert torch.equal(guessed[~drawn], images[~drawn])
-    assert guessed[0, 0, 0, 3] == 10.0  # of its square of 2, the left half is known
-    assert guessed[0, 0, 0, 4] == 30.0
-    drawn[..., :4, :4] = True
-    assert filling._guessed(images, drawn, 99.0)[0, 0, 0, 0] == pytest.approx((16 * 10 - 2 * 10 + 22 * 30) / 36, abs=3)
-    assert (filling._guessed(images, torch.ones_like(drawn), 99.0) == 99.0).all()
-
-
 def test_a_soft_mask_lays_what_is_drawn_over_the_image_by_as_much(latent: DiffusionModel, data: ImageDataset) -> None:
     images, mask = data.batch(range(2)), torch.zeros(8, 8)
     mask[:, 4], mask[:, 5:] = 0.25, 1.0

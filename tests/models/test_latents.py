@@ -14,6 +14,7 @@ from diff_diffusion import DiffusionModel, TrainSettings, load_image_dataset, tr
 from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.errors import ConfigError, IncompatibleError
+from diff_diffusion.evaluation import figures
 from diff_diffusion.models import Autoencoder, Guidance, Model, NoisyClassifier
 from diff_diffusion.rng import Noise
 from diff_diffusion.sizing import describe_autoencoder, describe_for_data
@@ -201,3 +202,17 @@ def test_samples_of_another_size_are_said_in_pixels(data: ImageDataset, codec: A
     assert torch.equal(model.sample(1, cond="3", size=(8, 8)), model.sample(1, cond="3"))
     with pytest.raises(ConfigError, match="multiples of 2, not 7 × 8"):
         model.sample(1, size=(7, 8))
+
+
+def test_the_process_is_shown_decoded(
+    data: ImageDataset, codec: Autoencoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every picture of it: above the image's own latents, below the walk's."""
+    shown: list[torch.Tensor] = []
+    picture = figures.to_picture
+    monkeypatch.setattr(figures, "to_picture", lambda image: (shown.append(image), picture(image))[1])
+    image = data.batch([0])[0]
+    figures.process_figure(latent_model(data, codec), tmp_path / "过程.png", image=image, cond={"label": "3"})
+    assert (tmp_path / "过程.png").stat().st_size > 1000
+    assert {tuple(each.shape) for each in shown} == {(1, 8, 8)}
+    assert torch.allclose(shown[0], codec.decode(codec.encode(image[None]))[0], atol=1e-3)

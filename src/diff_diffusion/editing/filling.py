@@ -54,10 +54,9 @@ def inpaint(
     share = _as_mask(masks, images)
     drawn = share > 0
     grid = model.chosen_grid(plan.pop("grid", None), steps)
-    codec = model.codec
-    shown = (
-        images if learned(codec) is None else _guessed(images.float(), drawn, 0.5 * (codec.data.low + codec.data.high))
-    )
+    codec, data = model.codec, model.codec.data
+    # An encoder sees farther than its place: under the mask it is shown grey, and never what was there.
+    shown = torch.where(drawn, 0.5 * (data.low + data.high), images.float())
     latent = codec.encode(shown.to(model.device))
     result = walked(
         model,
@@ -124,21 +123,3 @@ def _known(codec: Codec, drawn: Tensor) -> Tensor:
         return ~drawn
     known = functional.max_pool2d(drawn.float().amax(1, keepdim=True), place_side(codec)) == 0
     return known if len(codec.latent.shape) == 3 else known[:, 0]
-
-
-def _guessed(images: Tensor, drawn: Tensor, grey: float) -> Tensor:
-    """Images whose drawn part is averages of what is known around it, over squares of 2, 4, 8, … pixels.
-
-    An encoder sees farther than one place. It must not see what was under the mask, nor an edge that is not there.
-    """
-    known = (~drawn).float()
-    have, result, side = known, torch.where(drawn, grey, images), 2
-    while not bool(have.all()) and side < 2 * max(images.shape[-2:]):
-        total, count = (functional.avg_pool2d(x, side, ceil_mode=True) for x in (images * known, known))
-        mean, near = (
-            x.repeat_interleave(side, -2).repeat_interleave(side, -1)[..., : images.shape[-2], : images.shape[-1]]
-            for x in (total / count.clamp(min=1e-9), (count > 0).float())
-        )
-        result = torch.where((have == 0) & (near > 0), mean, result)
-        have, side = torch.maximum(have, near), 2 * side
-    return result

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diff_diffusion.codecs.codec import learned
 from diff_diffusion.core.gaussian import Gaussian
 from diff_diffusion.errors import DataError, IncompatibleError, require
 from diff_diffusion.models import DiffusionModel
@@ -39,6 +40,8 @@ def process_figure(
     model: DiffusionModel, path: Path, *, image: Tensor | None = None, cond: Any = None, seed: int = 0
 ) -> None:
     """Above, an image's forward noising; below, a sample's reverse denoising with the guess x̂_0 at each time.
+
+    Of a model on latents all of them decoded: noise is then what a decoder makes of noise.
 
     Args:
         image: uint8 [C, H, W] of the model's size; a sample of the model when left out.
@@ -98,8 +101,11 @@ def process_figure(
         axes_row[0].set_ylabel(title, fontsize=11)
     said = [value for (value,) in (asked or {}).values() if isinstance(value, str | int | float)]
     what = " of " + ", ".join(map(_printable, said)) if said else ""
+    how = " in latents, seen decoded" if learned(model.codec) is not None else ""
     of_image = "an image" if image is not None else "a sample"
-    figure.suptitle(f"The process: {of_image} is noised, and a sample{what} is denoised (seed {seed})", fontsize=12)
+    figure.suptitle(
+        f"The process: {of_image} is noised, and a sample{what} is denoised{how} (seed {seed})", fontsize=12
+    )
     figure.tight_layout()
     _write(figure, path, plt)
 
