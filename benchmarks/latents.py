@@ -86,7 +86,7 @@ def main() -> None:
     home, size = (home / "tiny", 16) if tiny else (home, size)
     home.mkdir(parents=True, exist_ok=True)
     real, held_out = images(folder, size, 160 if tiny else None)
-    minutes = (0.03, 0.03) if tiny else (arguments.minutes, arguments.autoencoder_minutes)
+    minutes = (0.01, 0.01) if tiny else (arguments.minutes, arguments.autoencoder_minutes)
     precision = "bf16" if has_bf16(CPU) else "fp32"
     who = judges(real, held_out, home, 20 if tiny else 300)
     batches = (8, 8) if tiny else (32, 16)

@@ -125,7 +125,7 @@ class Plan:
 
     def keep(self, stem: str, told: dict[str, Any], images: Sequence[Tensor]) -> dict[str, Any]:
         """The same, written with the first few images of each kind; the record last, as it says that all is there."""
-        shown = {str(number): some[:SHOWN].clone() for number, some in enumerate(images)}
+        shown = {str(number): some[:SHOWN].contiguous() for number, some in enumerate(images)}
         write_file(self.home / f"{stem}.safetensors", safetensors.torch.save(shown))
         write_file(self.home / f"{stem}.json", json.dumps(told, indent=1, ensure_ascii=False).encode())
         print("   ", {key: value for key, value in told.items() if key != "asked"}, flush=True)
