@@ -135,3 +135,20 @@ def test_what_has_no_density_is_refused_and_left_out_of_an_evaluation(
 
 def codes() -> DiffusionModel:
     return on_latents(bottleneck=FiniteScalar((5,)))
+
+
+def test_numbers_of_another_basis_are_refused(data: ImageDataset) -> None:
+    """Of a codec that mixes pixels, no number has the data's even steps."""
+    codec = Affine(data.shape, [0.0] * data.shape[0], [1.0] * data.shape[0])
+    model = DiffusionModel(White(), codec, replace(recipe("ddim"), target=LinearTarget("v"), clip=False))
+    assert math.isfinite(bits_per_dim(model, data, num=2, num_levels=4).bits)
+
+    class Basis:
+        """Says all that a codec says, and is none of the package's own."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(codec, name)
+
+    model.codec = Basis()  # type: ignore[assignment]
+    with pytest.raises(IncompatibleError, match="what a Basis gives"):
+        bits_per_dim(model, data, num=2, num_levels=4)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diff_diffusion.codecs.affine import Affine
 from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.codecs.bottleneck import Gauss
 from diff_diffusion.codecs.codec import Codec, learned
@@ -184,10 +185,16 @@ class _Reading:
 
     @classmethod
     def of(cls, codec: Codec, images: Tensor, values: int) -> _Reading:
-        if learned(codec) is None:
+        if isinstance(codec, Affine):
             low, high = codec.bounds
             width = (high - low) / (values - 1)
             return cls(codec, values, Bins(width, low, high), -2.0 * math.log(float(width.min()) / 2.0))
+        if learned(codec) is None:
+            raise IncompatibleError(
+                f"bits per dimension are told of data that are worked on as they are, and this model works on what a "
+                f"{type(codec).__name__} gives, whose numbers have not the even steps of the data's: compare held-out "
+                "losses instead"
+            )
         if not isinstance(codec, Autoencoded) or not isinstance(codec.bottleneck, Gauss):
             raise IncompatibleError(
                 "this model works in an autoencoder's latents, and these are codes, which have no density: bits per "
