@@ -177,6 +177,7 @@ def coded(plan: Plan, name: str, train_it: bool = True) -> dict[str, Any] | None
     how = settings(plan, 0, plan.coder_batch)
     for record in train(model, plan.real, None, how, held_out=plan.held_out, stop=clock):
         step = record.step
+    model.save(plan.home / coder_stem(plan, name))  # before a codec is made of it, whose weights do not learn
     images = plan.held_out.batch(range(len(plan.held_out)))
     codec = codec_of(model, plan.real)
     began = time.process_time()
@@ -188,7 +189,6 @@ def coded(plan: Plan, name: str, train_it: bool = True) -> dict[str, Any] | None
     told |= {"parameters": model.num_parameters, "facts": model.facts, "FD": plan.distances(back)}
     told |= {"latent": list(model.latent_shape)}
     told |= {"encode seconds": spent / len(images), "decode seconds": took / len(images)}
-    model.save(plan.home / coder_stem(plan, name))
     return plan.keep(coder_stem(plan, name), told, [back])
 
 
