@@ -40,7 +40,7 @@ def folder_of(source: Path | None, home: Path) -> Path:
 
 
 def images(folder: Path, size: int, most: int | None = None) -> tuple[ImageDataset, ImageDataset]:
-    """What is trained on and what is held out, of the first `most`; with classes where the folder has any, or a column
+    """What is trained on and what is held out, of at most `most`; with classes where the folder has any, or a column
     "category".
 
     The recipe holds out fewer, to ask for their captions; a Fréchet distance wants as many real images as samples.
@@ -48,10 +48,8 @@ def images(folder: Path, size: int, most: int | None = None) -> tuple[ImageDatas
     first = load_image_dataset(str(folder), size=size)
     parts = [first] if first.val is None else [first, first.val]
     pixels = torch.cat([part.batch(range(len(part))) for part in parts])
-    if most is not None:  # at even distances, as folders lie in an order
-        chosen = torch.arange(min(most, len(pixels))) * len(pixels) // min(most, len(pixels))
-    else:
-        chosen = torch.arange(len(pixels))
+    # Folders lie in an order, and pictures show the first few.
+    chosen = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:most]
     labels: torch.Tensor | None = None
     names: tuple[str, ...] = ()
     for name in ("label", "category"):
