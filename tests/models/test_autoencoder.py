@@ -231,3 +231,19 @@ def test_a_sheet_shows_what_comes_back_and_facts_say_what_was_lost(bottleneck: d
         latent.double().transpose(0, 1).flatten(1).std(1).tolist(), abs=1e-3
     )
     assert ("codes used" in facts) == (bottleneck is not KL)
+
+
+@EVERY
+def test_a_codec_has_weights_of_its_own(bottleneck: dict[str, Any], tmp_path: Path) -> None:
+    """The autoencoder still learns, saves and loads, and what it learns then is not the codec's."""
+    train_split, _ = digits()
+    model = autoencoder(bottleneck, train_split)
+    list(train(model, train_split, None, TrainSettings(steps=2, batch_size=32, precision="fp32", warmup_steps=1)))
+    codec = model.as_codec(train_split)
+    before = {name: value.clone() for name, value in codec.state_dict().items()}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.save(tmp_path / "模型")
+    assert describe(Model.load(tmp_path / "模型")) == describe(model)
+    list(train(model, train_split, None, TrainSettings(steps=2, batch_size=32, precision="fp32", warmup_steps=1)))
+    assert all(torch.equal(value, before[name]) for name, value in codec.state_dict().items())
+    assert any(not torch.equal(value, before[f"network.{name}"]) for name, value in model.network.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -192,11 +193,15 @@ class Autoencoder(Model):
     # ---- used -----------------------------------------------------------------------------------------------------
 
     def as_codec(self, data: ImageDataset) -> Autoencoded:
-        """The codec that this is, with statistics of the latents of `data`, the train split."""
+        """The codec that this is now, with statistics of the latents of `data`, the train split.
+
+        With weights of its own, since a codec's stay as they are and the autoencoder may learn on.
+        """
         some = min(len(data), MAX_FITTED)
         batches = (data.batch(range(i, min(i + BATCH, some))).to(self.device) for i in range(0, some, BATCH))
         with self.evaluating():
-            return Autoencoded.fit(self.network, self.bottleneck, self.codec, batches, self.reconstruction.shape)
+            network, bottleneck = copy.deepcopy((self.network, self.bottleneck))
+        return Autoencoded.fit(network, bottleneck, self.codec, batches, self.reconstruction.shape)
 
     def as_tokens(self) -> Tokenised:
         """The codec whose latents are the numbers of this one's codes.
@@ -204,4 +209,6 @@ class Autoencoder(Model):
         Raises:
             IncompatibleError: its latents are no codes of a finite number.
         """
-        return Tokenised(self.network, self.bottleneck, self.codec)  # type: ignore[arg-type]  # which it checks
+        with self.evaluating():
+            network, bottleneck = copy.deepcopy((self.network, self.bottleneck))
+        return Tokenised(network, bottleneck, self.codec)  # type: ignore[arg-type]  # which it checks
