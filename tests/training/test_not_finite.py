@@ -45,7 +45,7 @@ def break_gradient(model: DiffusionModel, value: float, steps: set[int], place: 
         if next(count) not in steps:
             return gradient
         gradient = gradient.clone()
-        gradient.view(-1)[0] = value
+        gradient[(0,) * gradient.ndim] = value
         return gradient
 
     model.get_submodule(place).weight.register_hook(broken)  # type: ignore[union-attr,operator]

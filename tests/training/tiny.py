@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -253,6 +253,10 @@ class _File:
             self.file.flush()
             self.disk.fails()
         return self.file.write(content)
+
+    def writelines(self, pieces: Iterable[Any]) -> None:
+        whole = b"".join(pieces)
+        self.write(whole)
 
 
 class Disk:
