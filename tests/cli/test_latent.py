@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from diff_diffusion.cli.prepare import DEFAULT_MINUTES, Request, stages
 from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.models import Autoencoder, DiffusionModel, Model
 
@@ -158,3 +159,20 @@ def test_a_codec_that_is_none_or_of_other_data_is_refused(cli: Cli, tmp_path: Pa
     code, _, err = cli("train", "digits", "--codec", tmp_path / "nowhere", "--out", tmp_path / "r", *FEW)
     assert code != 0
     assert "nowhere" in words(err)
+
+
+def test_the_minutes_and_the_settings_of_both_stages(tmp_path: Path) -> None:
+    """A third of the minutes is the autoencoder's; `codec.…` is its own, `train.…` and `data.…` are both's."""
+    sets = ("codec.network.width=8", "network.width=16", "train.lr=0.002", "data.held_out=0.2")
+    first, second = stages(Request("digits", minutes=9.0, latent=True, bottleneck="vq", factor=2, sets=sets))
+    assert (first.minutes, second.minutes) == (pytest.approx(3.0), pytest.approx(6.0))
+    assert (first.model, first.bottleneck, first.factor, first.latent) == ("autoencoder", "vq", 2, False)
+    assert (second.model, second.bottleneck, second.factor, second.latent) == ("diffusion", None, None, False)
+    assert sorted(first.sets) == ["data.held_out=0.2", "model.network.width=8", "train.lr=0.002"]
+    assert second.sets == sets[1:]
+    assert [stage.minutes for stage in stages(Request("digits", steps=5, latent=True))] == [None, None]
+    neither = stages(Request("digits", latent=True))
+    assert sum(stage.minutes or 0.0 for stage in neither) == pytest.approx(DEFAULT_MINUTES)
+    (tmp_path / "配置.yaml").write_text("train: {minutes: 30}", encoding="utf-8")
+    read = stages(Request("digits", latent=True, config=tmp_path / "配置.yaml"))
+    assert [stage.minutes for stage in read] == [pytest.approx(10.0), pytest.approx(20.0)]
