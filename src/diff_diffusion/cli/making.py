@@ -94,7 +94,8 @@ def train(
         preset,
         tuple(set_ or []),
         config,
-        model=kind(model, classifier),
+        model=model,
+        classifier=classifier,
         unconditional=unconditional,
         text_encoder=text_encoder,
         bottleneck=bottleneck,
@@ -103,15 +104,6 @@ def train(
         latent=latent,
     )
     run(request, out, dry_run, auto, not no_audit)
-
-
-def kind(model: str, classifier: bool) -> str:
-    """Which model `--model` and `--classifier` ask for together."""
-    from diff_diffusion.errors import ConfigError
-
-    if classifier and model not in ("diffusion", "classifier"):
-        raise ConfigError(f"--classifier and --model {model} ask for two models: give one")
-    return "classifier" if classifier else model
 
 
 def plan(
@@ -156,7 +148,8 @@ def plan(
         preset,
         tuple(set_ or []),
         config,
-        model=kind(model, classifier),
+        model=model,
+        classifier=classifier,
         unconditional=unconditional,
         text_encoder=text_encoder,
         bottleneck=bottleneck,

@@ -43,6 +43,7 @@ class Request:
     sets: tuple[str, ...] = ()
     config: Path | None = None
     model: str = "diffusion"
+    classifier: bool = False
     unconditional: bool = False
     text_encoder: Path | None = None
     bottleneck: str | None = None
@@ -53,6 +54,10 @@ class Request:
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ConfigError(f"--model is one of {listed(MODELS)}, not {self.model!r}")
+        if self.classifier and self.model == "autoencoder":
+            raise ConfigError(f"--classifier and --model {self.model} ask for two models: give one")
+        if self.classifier:
+            object.__setattr__(self, "model", "classifier")
 
     def check(self) -> None:
         """Nothing, or a ConfigError that names two options of which one has nothing to do."""
