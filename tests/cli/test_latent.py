@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from diff_diffusion.cli.prepare import DEFAULT_MINUTES, Request, stages
+from diff_diffusion.cli.prepare import DEFAULT_MINUTES, Request, codec_of, stages
 from diff_diffusion.codecs.autoencoded import Autoencoded
+from diff_diffusion.data import load_image_dataset
+from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models import Autoencoder, DiffusionModel, Model
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -176,3 +178,17 @@ def test_the_minutes_and_the_settings_of_both_stages(tmp_path: Path) -> None:
     (tmp_path / "配置.yaml").write_text("train: {minutes: 30}", encoding="utf-8")
     read = stages(Request("digits", latent=True, config=tmp_path / "配置.yaml"))
     assert [stage.minutes for stage in read] == [pytest.approx(10.0), pytest.approx(20.0)]
+
+
+def test_an_autoencoder_that_gives_these_back_far_worse_is_refused(tmp_path: Path) -> None:
+    data = load_image_dataset("digits").split()[0]
+    model = Autoencoder.for_data(data, factor=2)
+    here = model.held_out_facts(data)["held-out PSNR"]
+    for own, refused in ((here + 5.9, False), (here + 6.1, True)):
+        model.facts = {"held-out PSNR": own, "data": "别的"}
+        model.save(tmp_path / "其他")
+        if refused:
+            with pytest.raises(IncompatibleError, match=r"it was trained on other data \(别的\)"):
+                codec_of(tmp_path / "其他", data)
+        else:
+            assert codec_of(tmp_path / "其他", data).latent.shape == (4, 4, 4)
