@@ -116,7 +116,7 @@ def describe_classifier(
 
 
 def describe_autoencoder(
-    data: ImageDataset, bottleneck: str = "kl", factor: int = 4, channels: int = 4, **reconstruction: Any
+    data: ImageDataset, bottleneck: str = "kl", factor: int = 4, channels: int | None = None, **reconstruction: Any
 ) -> dict[str, Any]:
     """The description of the autoencoder that `Autoencoder.for_data` makes.
 
@@ -124,11 +124,12 @@ def describe_autoencoder(
         data: the train split.
         bottleneck: "kl", "vq" or "fsq", or any other registered one.
         factor: how many times smaller every side of a latent is, a power of 2.
-        channels: of a latent; those of "fsq" are its levels.
+        channels: of a latent, 4 when left out; "fsq" has one for each of its levels, and takes none.
         reconstruction: `shape` and `rate`.
 
     Raises:
-        ConfigError: a factor that is no power of 2, or one by which the data's sizes cannot be divided.
+        ConfigError: a factor that is no power of 2, or one by which the data's sizes cannot be divided; channels of a
+            bottleneck that has its own.
     """
     side = max(data.shape[1:])
     if factor < 1 or factor & (factor - 1) or any(size % factor for size in data.shape[1:]):
@@ -137,7 +138,12 @@ def describe_autoencoder(
             f"{data.shape[1]} × {data.shape[2]}: a factor of {factor} does not divide that"
         )
     found = find("bottleneck", bottleneck)
-    made = build(found | ({"channels": channels} if takes(found, "channels") else {}))
+    if channels is not None and not takes(found, "channels"):
+        raise ConfigError(
+            f"bottleneck {bottleneck!r} has its own number of channels (fsq: one for each of `bottleneck.levels`), not "
+            f"{channels}: leave the channels out"
+        )
+    made = build(found | ({"channels": channels} if channels is not None else {}))
     width = 32 if side <= 64 else 64
     multipliers = [min(2**level, 4) for level in range(factor.bit_length())]
     network = {"channels": data.shape[0], "codes_out": made.codes_out, "codes_in": made.channels}

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from diff_diffusion.cli.prepare import DEFAULT_MINUTES, Request, codec_of, stages
 from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.data import load_image_dataset
 from diff_diffusion.errors import IncompatibleError
-from diff_diffusion.models import Autoencoder, DiffusionModel, Model
+from diff_diffusion.models import Autoencoder, DiffusionModel, Model, NoisyClassifier
 
 Cli = Callable[..., tuple[int, str, str]]
 FEW = ("--steps", "4", "--set", "train.batch_size=16", "--set", "train.warmup_steps=1", "--set", "train.precision=fp32")
@@ -128,6 +129,12 @@ def test_stopped_in_either_stage_the_same_command_ends_with_the_same_bytes(
         (("--model", "vae"), "one of diffusion, classifier, autoencoder, not 'vae'"),
         (("--factor", "4"), "--factor has nothing to do: no autoencoder is trained here"),
         (("--bottleneck", "vq"), "--bottleneck has nothing to do"),
+        (("--latent-channels", "8"), "--latent-channels has nothing to do"),
+        (("--eye", "lpips"), "--eye has nothing to do: no autoencoder is trained here"),
+        (("--model", "autoencoder", "--codec", "somewhere"), "--codec has nothing to do"),
+        (("--classifier", "--latent"), "--latent has nothing to do"),
+        (("--model", "autoencoder", "--bottleneck", "fsq", "--latent-channels", "8"), "'fsq' has its own number of"),
+        (("--model", "autoencoder", "--eye", "lpips"), "train --classifier"),
         (("--model", "autoencoder", "--preset", "edm"), "--preset has nothing to do"),
         (("--model", "autoencoder", "--unconditional"), "--unconditional has nothing to do"),
         (("--model", "autoencoder", "--latent"), "--latent has nothing to do"),
@@ -145,6 +152,39 @@ def test_options_that_have_nothing_to_do_are_refused(
     assert code == 2
     assert said in words(err)
     assert not (tmp_path / "r").exists()
+
+
+def test_an_autoencoder_that_is_told_how_pictures_look(cli: Cli, tmp_path: Path) -> None:
+    """By the very weights of a classifier's run; stopped and gone on with, it needs that run for nothing."""
+    judge, out = tmp_path / "评判", tmp_path / "codec"
+    assert cli("train", "digits", "--classifier", "--out", judge, *FEW, "--set", "network.width=8")[0] == 0
+    asked = ("--model", "autoencoder", "--factor", "2", "--latent-channels", "3", "--eye", judge)
+    code, _, err = cli("train", "digits", *asked, "--out", out, *FEW, "--set", "network.width=8")
+    assert code == 0, err
+    model = Model.load(out)
+    assert isinstance(model, Autoencoder)
+    assert model.latent_shape == (3, 4, 4)
+    known = NoisyClassifier.load(judge).network.state_dict()
+    assert all(torch.equal(value, known[name]) for name, value in model.eye.network.state_dict().items())
+    code, _, err = cli("train", "digits", "--model", "autoencoder", "--eye", out, "--out", tmp_path / "r", *FEW)
+    assert code == 2
+    assert "is no classifier of pictures but of a model Autoencoder: give a run of `train --classifier`" in words(err)
+
+
+def test_a_classifier_in_a_models_latents_guides_it(cli: Cli, tmp_path: Path) -> None:
+    run, judge, out = tmp_path / "run", tmp_path / "judge", tmp_path / "s"
+    asked = ("--latent", "--factor", "2", "--unconditional")
+    assert cli("train", "digits", *asked, "--out", run, *FEW, *SMALL, *LITTLE)[0] == 0
+    small = ("--set", "network.width=8")
+    code, _, err = cli("train", "digits", "--classifier", "--codec", run, "--out", judge, *FEW, *small)
+    assert code == 0, err
+    assert isinstance(NoisyClassifier.load(judge).codec, Autoencoded)
+    guided = ("--classifier", judge, "--label", "3", "--guidance", "2", "--steps", "2")
+    code, _, err = cli("sample", run, "-n", "2", "--out", out, *guided)
+    assert code == 0, err
+    code, _, err = cli("train", "digits", "--model", "autoencoder", "--eye", judge, "--out", tmp_path / "r", *FEW)
+    assert code == 2
+    assert "is no classifier of pictures but one of latents" in words(err)
 
 
 def test_a_codec_that_is_none_or_of_other_data_is_refused(cli: Cli, tmp_path: Path, photos: Path) -> None:

@@ -101,6 +101,10 @@ EXAMPLES: dict[str, list[Description]] = {
     ],
     "critic/patch": [{"channels": 2, "width": 8}, {"channels": 1, "width": 8, "layers": 1}],
     "encoder/text": [TEXT_ENCODER],
+    "eye/features": [{"network": {"type": "classifier/unet_encoder", **ENCODER}}],
+    "eye/lpips": [
+        {"codec": {"type": "codec/affine", "shape": [1, 40, 32], "mean": [3.5], "std": [64.1]}, "net": "vgg"},
+    ],
     "grid/churn": [{"grid": {"type": "grid/log_snr"}, "s_churn": 5.0, "s_min": 0.0, "s_max": 1000.0}],
     "grid/karras": [{"rho": 3.0, "sigma_min": 0.01, "sigma_max": 30.0}],
     "grid/log_snr": [{"log_snr_max": 8.0, "log_snr_min": -6.5}],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,16 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from diff_diffusion import TrainSettings, load_image_dataset, train
+from diff_diffusion.codecs import Affine
 from diff_diffusion.data import ImageDataset
+from diff_diffusion.errors import ConfigError
 from diff_diffusion.models import Autoencoder
 from diff_diffusion.networks.critic import PatchCritic
+from diff_diffusion.objectives.eyes import Features, Lpips, judge
 from diff_diffusion.objectives.perception import balance, ssim, taken_for_real, told_apart, unlike
 from diff_diffusion.registry import build, describe
 from diff_diffusion.rng import Noise
 from diff_diffusion.sizing import describe_autoencoder
 
-EYE = {"type": "classifier/unet_encoder", "channels": 1, "num_classes": 3, "width": 8, "multipliers": [1, 2]}
-EYE |= {"depth": 1, "attention": [], "head_width": 8}
+JUDGE = {"type": "classifier/unet_encoder", "channels": 1, "num_classes": 3, "width": 8, "multipliers": [1, 2]}
+JUDGE |= {"depth": 1, "attention": [], "head_width": 8, "dropout": 0.5}
+EYE = {"type": "eye/features", "network": JUDGE}
 CRITIC = {"type": "critic/patch", "channels": 1, "width": 8, "layers": 1}
 
 
@@ -112,7 +118,8 @@ def test_an_eye_is_stored_and_never_taught() -> None:
     before = {name: value.clone() for name, value in model.eye.state_dict().items()}
     list(train(model, data, None, TrainSettings(steps=3, batch_size=8, precision="fp32", warmup_steps=1)))
     assert all(torch.equal(value, before[name]) for name, value in model.eye.state_dict().items())
-    assert describe(model)["eye"] == EYE | describe(build(EYE))
+    assert describe(model)["eye"] == describe(build(EYE))
+    assert describe(model)["eye"]["network"]["dropout"] == 0.5
 
 
 def test_what_looks_unlike_costs_more() -> None:
@@ -125,8 +132,64 @@ def test_what_looks_unlike_costs_more() -> None:
     costs = [model.loss_at(x, torch.zeros(8), None, Noise(range(8))).per_sample for model in (plain, seeing)]
     decoded = plain._passed(x, Noise(range(8)))[1]
     level = torch.full((8,), 20.0)
-    expected = unlike(seeing.eye.features(x, level), seeing.eye.features(decoded, level))
+    network = seeing.eye.network
+    expected = unlike(network.features(x, level), network.features(decoded, level))
     torch.testing.assert_close(costs[1] - costs[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_eye_drops_nothing_at_random() -> None:
+    """A classifier has dropout, and what is learned from it must not be noise."""
+    model = autoencoder(digits(), eye=EYE).train()
+    x, other = pictures(0), pictures(1)
+    assert torch.equal(model.eye(x, other), model.eye(x, other))
+    assert not any(module.training for module in model.eye.modules())
+
+
+def test_an_eye_must_tell_what_it_sees() -> None:
+    with pytest.raises(ConfigError, match="Plain does not"):
+        Features(Plain())
+
+
+class Absolute(nn.Module):
+    """In the place of `lpips.LPIPS`: of pictures in [-1, 1] of three channels, a number each, [B, 1, 1, 1]."""
+
+    def __init__(self, net: str, verbose: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        assert a.shape[1:] == b.shape[1:] == (3, 32, 32)
+        assert float(a.detach().abs().max()) <= 1
+        return self.weight * (a - b).abs().mean((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lpips_is_asked_about_pictures_as_it_knows_them(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+    """The package itself needs weights from elsewhere."""
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Absolute))
+    judge.cache_clear()
+    images = torch.randint(0, 256, (4, channels, 32, 32), generator=torch.Generator().manual_seed(0))
+    codec = Affine.fit([images])
+    eye = Lpips(codec)
+    x = codec.encode(images).requires_grad_()
+    found = eye(x, codec.encode(255 - images))
+    expected = 3.0 * (2.0 * images - 255.0).abs().mean((1, 2, 3)) * 2 / 255
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert float(torch.autograd.grad(found.sum(), x)[0].abs().max()) > 0
+    assert not judge("alex").weight.requires_grad
+    assert not list(eye.parameters()), "the package's weights are no part of a model"
+    judge.cache_clear()
+    with pytest.raises(ConfigError, match="alex, vgg, squeeze, not 'resnet'"):
+        Lpips(codec, "resnet")
+
+
+def test_lpips_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    judge.cache_clear()
+    with pytest.raises(ConfigError, match="pip install lpips"):
+        Lpips(Affine((3, 32, 32), [0.0] * 3, [1.0] * 3))(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ConfigError, match="at least 32 pixels a side"):
+        Lpips(Affine((1, 8, 8), [0.0], [1.0]))
 
 
 def test_a_critic_scores_patches_and_no_sample_sees_another() -> None:

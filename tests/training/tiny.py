@@ -168,8 +168,8 @@ class Board:
             time.sleep(0.0005)
 
 
-def train_and_show(out: Path, board: Path, changes: dict[str, Any]) -> None:
-    """A child's work: the tiny run, that stops at a signal and shows where it is."""
+def shows_saves(board: Path) -> Board:
+    """The board on which this process shows from now on whether it is saving."""
     seen, save = Board(board), checkpoint.save
 
     def shown(*args: Any) -> Path:
@@ -180,7 +180,12 @@ def train_and_show(out: Path, board: Path, changes: dict[str, Any]) -> None:
             seen.show(1, 0)
 
     checkpoint.save = shown
-    data = images()
+    return seen
+
+
+def train_and_show(out: Path, board: Path, changes: dict[str, Any]) -> None:
+    """A child's work: the tiny run, that stops at a signal and shows where it is."""
+    seen, data = shows_saves(board), images()
     with stop_signals() as stop:
         for record in train(fresh(data), data, out, settings(**changes), stop=stop):
             seen.show(0, record.step)
@@ -195,8 +200,12 @@ def sample_hashes(folder: Path, report: Path, samplers: Sequence[str]) -> dict[s
     return hashes
 
 
-def command(arguments: list[str], log: Path) -> None:
+def command(arguments: list[str], log: Path, board: Path | None = None, cache: Path | None = None) -> None:
     """A child's work: the command line, what it says in `log`."""
+    if board is not None:
+        shows_saves(board)
+    if cache is not None:
+        os.environ["XDG_CACHE_HOME"] = str(cache)
     with open(log, "w") as file:
         sys.stdout = sys.stderr = file
         sys.argv = ["diff-diffusion", *arguments]

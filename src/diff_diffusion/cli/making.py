@@ -14,11 +14,13 @@ from diff_diffusion.cli.options import (
     Conds,
     Config,
     Data,
+    Eye,
     Factor,
     Grid,
     Guidance,
     Json,
     Latent,
+    LatentChannels,
     Minutes,
     Model,
     Preset,
@@ -60,6 +62,8 @@ def train(
     codec: Codec = None,
     bottleneck: Bottleneck = None,
     factor: Factor = None,
+    latent_channels: LatentChannels = None,
+    eye: Eye = None,
     no_audit: Annotated[
         bool, typer.Option("--no-audit", help="Do not search for copies of training images at the end.")
     ] = False,
@@ -100,6 +104,8 @@ def train(
         text_encoder=text_encoder,
         bottleneck=bottleneck,
         factor=factor,
+        channels=latent_channels,
+        eye=eye,
         codec=codec,
         latent=latent,
     )
@@ -122,6 +128,8 @@ def plan(
     codec: Codec = None,
     bottleneck: Bottleneck = None,
     factor: Factor = None,
+    latent_channels: LatentChannels = None,
+    eye: Eye = None,
     as_json: Json = False,
 ) -> None:
     """What `train` with the same options would cost, measured in seconds before anything starts. Writes nothing.
@@ -154,6 +162,8 @@ def plan(
         text_encoder=text_encoder,
         bottleneck=bottleneck,
         factor=factor,
+        channels=latent_channels,
+        eye=eye,
         codec=codec,
     )
     run(prepared(request), as_json)

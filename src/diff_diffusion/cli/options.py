@@ -70,6 +70,16 @@ Bottleneck = Annotated[
 Factor = Annotated[
     int | None, typer.Option(help="How many times smaller a latent's sides are: 2, 4, 8, … 4 if left out.")
 ]
+LatentChannels = Annotated[
+    int | None, typer.Option(min=1, help="How many numbers a latent has at each place: more say more. 4 if left out.")
+]
+Eye = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN|lpips",
+        help="Teach an autoencoder also by how pictures look to this: a run of `train --classifier` on them, or LPIPS.",
+    ),
+]
 Unconditional = Annotated[bool, typer.Option("--unconditional", help="Learn nothing of the data's labels and columns.")]
 TextEncoder = Annotated[
     Path | None,

@@ -13,8 +13,10 @@ from diff_diffusion.codecs.encoded import Encoded
 from diff_diffusion.core.categorical import Tokens
 from diff_diffusion.data import ImageDataset, load_image_dataset
 from diff_diffusion.errors import ConfigError, DataError, IncompatibleError, listed
-from diff_diffusion.models import Autoencoder, DiffusionModel, Model
+from diff_diffusion.models import Autoencoder, Model, NoisyClassifier
+from diff_diffusion.objectives.eyes import Eye, Features, Lpips, judge
 from diff_diffusion.presets import recipe
+from diff_diffusion.registry import build, describe
 from diff_diffusion.sizing import describe_autoencoder, describe_classifier, describe_for_data
 from diff_diffusion.training import TrainSettings
 from diff_diffusion.training.settings import make_settings
@@ -48,6 +50,8 @@ class Request:
     text_encoder: Path | None = None
     bottleneck: str | None = None
     factor: int | None = None
+    channels: int | None = None
+    eye: str | None = None
     codec: Path | None = None
     latent: bool = False
 
@@ -61,7 +65,8 @@ class Request:
 
     def check(self) -> None:
         """Nothing, or a ConfigError that names two options of which one has nothing to do."""
-        coded = self.codec is not None or self.latent
+        coder = self.latent or self.model == "autoencoder"
+        mine = {"bottleneck": self.bottleneck, "factor": self.factor, "latent-channels": self.channels, "eye": self.eye}
         for given, option, why in [
             (self.text_encoder is not None and (self.model != "diffusion" or self.unconditional), "--text-encoder",
              "it reads captions, and this model would not be asked for any"),
@@ -71,13 +76,13 @@ class Request:
              "an autoencoder is asked for nothing anyway"),
             (self.preset is not None and self.model == "autoencoder", "--preset",
              "it says how noise comes and goes, and an autoencoder has none"),
-            (coded and self.model != "diffusion", "--latent" if self.latent else "--codec",
+            (self.latent and self.model != "diffusion", "--latent",
              f"it is for a diffusion model to work in, and this is a {self.model}"),
+            (self.codec is not None and self.model == "autoencoder", "--codec",
+             "its latents are for another model to work in, and this is an autoencoder"),
             (self.latent and self.codec is not None, "--latent", "--codec has an autoencoder already"),
-            (self.bottleneck is not None and not (self.latent or self.model == "autoencoder"), "--bottleneck",
-             "no autoencoder is trained here"),
-            (self.factor is not None and not (self.latent or self.model == "autoencoder"), "--factor",
-             "no autoencoder is trained here"),
+            *((value is not None and not coder, f"--{name}", "no autoencoder is trained here")
+              for name, value in mine.items()),
         ]:  # fmt: skip
             if given:
                 raise ConfigError(f"{option} has nothing to do: {why}. Leave it out")
@@ -85,7 +90,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run as `train` would start it: everything but the model's weights, and those of its codec."""
+    """A run as `train` would start it: everything but the model's weights; those that others learned come along."""
 
     about_data: dict[str, Any]
     description: dict[str, Any]
@@ -94,12 +99,14 @@ class Prepared:
     held_out: ImageDataset
     report: list[str]
     codec: Encoded | None = None
+    eye: Eye | None = None
 
     def model(self) -> Model:
-        """The model, untrained, with its codec's weights."""
+        """The model, untrained, with the weights of its codec or its eye."""
         model = Model.from_description(self.description, self.settings.seed)
-        if isinstance(model, DiffusionModel):
-            model.take_weights(self.codec)
+        model.take_weights(self.codec)
+        if isinstance(model, Autoencoder) and self.eye is not None:
+            model.eye.load_state_dict(self.eye.state_dict())
         return model
 
 
@@ -129,18 +136,23 @@ def prepared(
     about, train_split, held_out, report = _read(request, changes, quiet) if read is None else _again(read)
     settings = make_settings(asked).sized(train_split.shape)
     codec = codec or (codec_of(request.codec, train_split, request.preset) if request.codec is not None else None)
+    eye = None
     if request.model == "classifier":
-        described = describe_classifier(train_split, request.preset)
+        described = describe_classifier(train_split, request.preset, codec)
     elif request.model == "autoencoder":
-        chosen: dict[str, Any] = {"bottleneck": request.bottleneck, "factor": request.factor}
-        described = describe_autoencoder(train_split, **{name: value for name, value in chosen.items() if value})
+        chosen = {"bottleneck": request.bottleneck, "factor": request.factor, "channels": request.channels}
+        given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+        described = describe_autoencoder(train_split, **given)
+        if request.eye is not None:
+            eye = eye_of(request.eye, described, train_split)
+            described["eye"] = describe(eye)
     else:
         encoder = str(request.text_encoder) if request.text_encoder is not None else None
         described = describe_for_data(
             train_split, request.preset, network_named(changes), not request.unconditional, encoder, codec
         )
     description = merged(described, model_changes, "model.")
-    return Prepared(about, description, settings, train_split, held_out, report, codec)
+    return Prepared(about, description, settings, train_split, held_out, report, codec, eye)
 
 
 def stages(request: Request) -> tuple[Request, Request]:
@@ -170,6 +182,8 @@ def stages(request: Request) -> tuple[Request, Request]:
         latent=False,
         bottleneck=None,
         factor=None,
+        channels=None,
+        eye=None,
         minutes=None if minutes is None else minutes * (1 - FIRST_SHARE),
         sets=tuple(text for text in request.sets if text not in mine),
     )
@@ -200,6 +214,32 @@ def codec_of(folder: Path, data: ImageDataset, preset: str | None = None) -> Enc
         f"--codec {folder} is a {type(model).__name__} of pixels: give a run of `train --model autoencoder`, or one "
         "that was trained on latents"
     )
+
+
+def eye_of(named: str, described: Mapping[str, Any], data: ImageDataset) -> Eye:
+    """By what an autoencoder that is described so is told how pictures look: "lpips", or a classifier's run.
+
+    Raises:
+        ConfigError: a run of another model, or of a classifier that looks at latents; LPIPS that cannot be used.
+        IncompatibleError: a classifier of pictures of another shape.
+    """
+    if named == "lpips":
+        eye = Lpips(build(described["codec"]))
+        judge(eye.net)  # which may not be there, and that shall be known now
+        return eye
+    knows = Model.load(named)
+    if not isinstance(knows, NoisyClassifier) or isinstance(knows.codec, Encoded):
+        what = "one of latents" if isinstance(knows, NoisyClassifier) else f"of a model {type(knows).__name__}"
+        raise ConfigError(
+            f"--eye {named} is no classifier of pictures but {what}: give a run of `train --classifier` on the "
+            "pictures, or lpips"
+        )
+    if knows.codec.data.shape != data.shape:
+        raise IncompatibleError(
+            f"--eye {named} knows pictures {list(knows.codec.data.shape)}; {data.name} has {list(data.shape)}: train a "
+            "classifier of these"
+        )
+    return Features(knows.network)
 
 
 def _asked(request: Request, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from diff_diffusion.evaluation.copies import SMALL, affordable, look_for_copies
 from diff_diffusion.evaluation.records import FOLDER
 from diff_diffusion.models import Autoencoder, DiffusionModel, Model, NoisyClassifier
 from diff_diffusion.training import planning, train
+from diff_diffusion.training.checkpoint import checkpoints
 from diff_diffusion.training.runtime import Ranks, joined, stop_signals
 
 BEGUN = ("checkpoints", "metrics.jsonl", "config.json")
@@ -79,8 +80,8 @@ def _both(ranks: Ranks, request: Request, out: Path, dry_run: bool, auto: bool, 
         return
     typer.echo("stage 2 of 2: a diffusion model in its latents")
     with ranks.first_then_others():
-        # A run that has begun goes on with the codec that it holds.
-        home = out if any((out / name).exists() for name in BEGUN) else out / CODEC
+        # A run that holds a model goes on with that model's codec; one that was killed before its first save holds none.
+        home = out if (out / "config.json").exists() or checkpoints(out) else out / CODEC
         codec = codec_of(home, ready.train_split, second.preset)
     _one(ranks, _ready(ranks, second, ready, codec), out, dry_run, auto, audit)
 

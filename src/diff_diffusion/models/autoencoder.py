@@ -17,12 +17,11 @@ from diff_diffusion.codecs.bottleneck import Bottleneck, Passed, Tokens
 from diff_diffusion.codecs.tokens import Tokenised
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
-from diff_diffusion.core.denoiser import LOG_SNR_LIMIT
 from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models.model import Model
 from diff_diffusion.networks.autoencoder import ConvAutoencoder
 from diff_diffusion.objectives.denoising import Loss
-from diff_diffusion.objectives.perception import balance, ssim, taken_for_real, told_apart, unlike
+from diff_diffusion.objectives.perception import balance, ssim, taken_for_real, told_apart
 from diff_diffusion.objectives.reconstruction import Reconstruction, Width
 from diff_diffusion.pictures import sheet
 from diff_diffusion.registry import register
@@ -45,8 +44,7 @@ class Autoencoder(Model):
         bottleneck: what a latent is: Gaussian, or one of a finite number of codes.
         reconstruction: what it learns.
         critic: (x [B, C, H, W]) to scores [B, patches] of what seems real: the opponent that learns along.
-        eye: a trained classifier's network, with `features(x, log_snr)`, by which pictures are compared; it stays as
-            it is.
+        eye: (x, x̂) to how unlike they look, [B], as in `objectives.eyes`; it stays as it is.
 
     Raises:
         IncompatibleError: a network of other channels than the bottleneck's or the data's.
@@ -129,8 +127,7 @@ class Autoencoder(Model):
         nats = self.reconstruction.nats(x, decoded, self._width.value) + self.reconstruction.rate * passed.nats
         per_sample = nats / x[0].numel() + passed.commitment
         if self.eye is not None:
-            seen = [self.eye.features(each, torch.full((len(x),), LOG_SNR_LIMIT)) for each in (x, decoded)]
-            per_sample = per_sample + self.reconstruction.perceptual * unlike(*seen)
+            per_sample = per_sample + self.reconstruction.perceptual * self.eye(x, decoded)
         return Loss(per_sample.mean(), per_sample, torch.full((len(x),), math.inf, dtype=torch.float64))
 
     def _passed(self, x: Tensor, noise: Noise) -> tuple[Passed, Tensor]:
