@@ -1,6 +1,6 @@
 """Autoencoders, and diffusion in their latents beside diffusion on the pixels, for the same minutes of training.
 
-    python benchmarks/latents.py [--data FOLDER or FILE.npz] [--minutes 12] [--autoencoder-minutes 6] [--seeds 0 1]
+    python benchmarks/latents.py [--data FOLDER or FILE.npz] [--minutes 8] [--autoencoder-minutes 4] [--seeds 0 1]
 
 The data are emoji of 64 × 64, which recipes/emoji/build.py draws with the system's Noto Color Emoji, or makes of an
 .npz file; any folder of images will do. Up to 500 images are held out. Every training has so many minutes of the
@@ -69,8 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder, or an .npz file as recipes/emoji/build.py takes it")
     parser.add_argument("--size", type=int, default=64, help="pixels a side")
-    parser.add_argument("--minutes", type=float, default=12.0, help="of processor time for each diffusion model")
-    parser.add_argument("--autoencoder-minutes", type=float, default=6.0, help="of processor time for each autoencoder")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of processor time for each diffusion model")
+    parser.add_argument("--autoencoder-minutes", type=float, default=4.0, help="of processor time for each autoencoder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", default=[], help=f"some of {', '.join([*CODERS, *CONTESTANTS])}")
     parser.add_argument("--threads", type=int, default=1)

@@ -62,20 +62,16 @@ class Contestant:
 
 CODERS = {
     "kl4": Coder("KL, factor 4", "kl", 4),
-    "kl8": Coder("KL, factor 8", "kl", 8),
-    "vq4": Coder("VQ, factor 4", "vq", 4),
-    "fsq4": Coder("FSQ, factor 4", "fsq", 4),
+    "vq8": Coder("VQ, factor 8", "vq", 8),
 }
 SMALL = {"width": 32, "multipliers": [1, 2, 4, 4], "depth": 1, "attention": [8]}
 """A U-Net for pixels that costs a fraction of the default one, which takes few steps in these minutes."""
 CONTESTANTS = {
-    "dit": Contestant("DiT on KL latents, factor 4", "kl4", "dit"),
-    "dit8": Contestant("DiT on KL latents, factor 8", "kl8", "dit"),
-    "unet": Contestant("U-Net on KL latents, factor 4", "kl4", "unet"),
+    "dit": Contestant("DiT on KL latents", "kl4", "dit"),
     "small": Contestant("small U-Net on pixels", size=SMALL),
     "pixels": Contestant("U-Net on pixels"),
     "tokens": Contestant(
-        "masked VQ tokens", "vq4", draws={"ancestral": {}, "surest first": {"sampler": "confidence", "steps": 12}}
+        "masked VQ tokens", "vq8", draws={"ancestral": {}, "surest first": {"sampler": "confidence", "steps": 12}}
     ),
 }
 

@@ -99,7 +99,7 @@ def outcome(
         "![held-out images, and samples](images/latent_samples.png)",
     )
     command = "python benchmarks/latents.py" + (f" --data {about['asked']}" if about["asked"] else "")
-    options = {"--minutes": ("minutes", 12.0), "--autoencoder-minutes": ("coder minutes", 6.0)}
+    options = {"--minutes": ("minutes", 8.0), "--autoencoder-minutes": ("coder minutes", 4.0)}
     command += "".join(f" {name} {about[key]:g}" for name, (key, usual) in options.items() if about[key] != usual)
     return Outcome(
         name="latents",
@@ -123,7 +123,7 @@ def notes(about: dict[str, Any]) -> list[str]:
         "seed finds these encoded. Seconds a sample are processor time, the decoder's included.",
         "The small U-Net on pixels is there because the default one for this size takes few steps in the time: "
         "it has a width of 32 and one block a level. Nobody's learning rate was chosen on these data.",
-        "Bits per dimension of VQ and FSQ count every code as equally likely. Masked tokens are drawn in two ways: "
+        "Bits per dimension of VQ count every code as equally likely. Masked tokens are drawn in two ways: "
         "by the process itself, and the surest guesses first in 12 steps, as MaskGIT does.",
     ]
     if about["data"] == f"emoji{about['side']}":
