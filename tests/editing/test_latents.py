@@ -45,7 +45,7 @@ def on_latents(data: ImageDataset, codec: Any) -> DiffusionModel:
 
 
 def autoencoder(data: ImageDataset, bottleneck: str = "kl") -> Autoencoder:
-    description = describe_autoencoder(data, bottleneck, factor=2, channels=3)
+    description = describe_autoencoder(data, bottleneck, factor=2, channels=None if bottleneck == "fsq" else 3)
     description["network"] |= {"width": 8, "multipliers": [1, 1]}
     return Autoencoder.from_description(description, seed=5)
 

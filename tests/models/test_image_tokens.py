@@ -51,7 +51,7 @@ def data() -> ImageDataset:
 
 def autoencoder(data: ImageDataset, bottleneck: str = "vq") -> Autoencoder:
     """Untrained, but for the codes, which begin with places of the first batch."""
-    description = describe_autoencoder(data, bottleneck, factor=2, channels=2)
+    description = describe_autoencoder(data, bottleneck, factor=2, channels=None if bottleneck == "fsq" else 2)
     description["network"]["width"] = 8
     if bottleneck == "vq":
         description["bottleneck"]["size"] = VOCAB
