@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from diff_diffusion.models import DiffusionModel
 from diff_diffusion.pictures import read_recipe
 
 COMMANDS = [["train"], ["sample"], ["repro"], ["info"], ["explain"], ["doctor"], ["data", "inspect"]]
@@ -128,6 +130,25 @@ def test_sample_writes_pictures_that_repro_makes_again(cli, run, tmp_path):
     assert code == 0, err
     assert "identical pixels" in out or "difference 1 " in out
     assert (tmp_path / "s" / "00003-3-seed43-again.png").exists()
+
+
+def test_a_picture_in_half_precision_says_so_and_comes_again(cli, run, tmp_path, monkeypatch):
+    half, sample = [], DiffusionModel.sample
+    note = lambda *args, **how: (half.append(torch.is_autocast_enabled("cpu")), sample(*args, **how))[1]  # noqa: E731
+    monkeypatch.setattr(DiffusionModel, "sample", note)
+    for precision in ("fp32", "bf16"):
+        asked = ("--steps", 6, "--label", "4", "--precision", precision)
+        code, _, err = cli("sample", run, "-n", 3, "--out", tmp_path / precision, *asked)
+        assert code == 0, err
+        file = tmp_path / precision / "00002-4-seed2.png"
+        assert read_recipe(file)["precision"] == precision
+        code, said, err = cli("repro", file)
+        assert code == 0, err
+        assert "identical pixels" in said or "difference 1 " in said
+    assert half == [False, False, True, True]
+    code, _, err = cli("sample", run, "--out", tmp_path / "s", "--precision", "fp16")
+    assert code == 2
+    assert "one of fp32, bf16, not 'fp16'" in " ".join(err.split())
 
 
 def test_the_grid_is_in_the_recipe_of_a_picture(cli, run, tmp_path):

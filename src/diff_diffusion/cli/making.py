@@ -23,6 +23,7 @@ from diff_diffusion.cli.options import (
     LatentChannels,
     Minutes,
     Model,
+    Precision,
     Preset,
     Run,
     Sampler,
@@ -220,6 +221,7 @@ def sample(
     seed: Seed = 0,
     weights: Weights = "ema",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at once; it does not change them.")] = 64,
+    precision: Precision = "fp32",
     as_json: Json = False,
 ) -> None:
     """Draw samples from a trained model: PNGs and a sheet. Needs no data.
@@ -256,6 +258,7 @@ def sample(
         seed,
         weights,
         batch_size,
+        precision,
         as_json,
     )
 

@@ -57,6 +57,9 @@ Model = Annotated[
         help="diffusion; classifier, which knows noise, for `sample --classifier`; or autoencoder, for --codec.",
     ),
 ]
+Precision = Annotated[
+    str, typer.Option(help="fp32, or bf16: about twice as fast where processor or GPU know it, and a little different.")
+]
 Classifier = Annotated[bool, typer.Option("--classifier", help="The same as --model classifier.")]
 Latent = Annotated[
     bool, typer.Option("--latent", help="Train an autoencoder, then a diffusion model in its latents: both in one run.")

@@ -31,8 +31,9 @@ from diff_diffusion.models import DiffusionModel, Guidance, Model, sampler_named
 from diff_diffusion.pictures import read_recipe, sheet, to_array, to_image, write_png
 from diff_diffusion.registry import build, describe
 from diff_diffusion.samplers.grid import Grid
-from diff_diffusion.training.runtime import choose_device
+from diff_diffusion.training.runtime import autocast, choose_device
 
+PRECISIONS = ("fp32", "bf16")
 MAX_COLUMNS = 16
 MAX_PIXELS = 1 << 26
 
@@ -75,7 +76,13 @@ def together(
 
 
 def recipe_of(
-    model: DiffusionModel, folder: Path, weights: str, sampler: str | None, times: Grid, guidance: Mapping[str, Any]
+    model: DiffusionModel,
+    folder: Path,
+    weights: str,
+    sampler: str | None,
+    times: Grid,
+    guidance: Mapping[str, Any],
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """What a picture says of how it was sampled, but for its seed and what it was asked to be: what `repro` reads."""
     return {
@@ -87,6 +94,7 @@ def recipe_of(
         "grid": describe(times),
         "steps": times.num_steps,
         "guidance": guidance,
+        "precision": precision,
     }
 
 
@@ -113,12 +121,13 @@ def images_of(knows: Model, conds: Sequence[str]) -> dict[str, str]:
     return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths if Path(path).is_file()}
 
 
-def drawn(model: DiffusionModel, num: int, large: Mapping[str, Any], **asked: Any) -> Tensor:
-    """Samples of the model's own size, or of that which `large` says."""
-    if "size" not in large:
-        return model.sample(num, batch_size=num, **asked)
-    height, width = large["size"]
-    return draw_large(model, num, height, width, wrap=large["wrap"], **asked)
+def drawn(model: DiffusionModel, num: int, how: Mapping[str, Any], **asked: Any) -> Tensor:
+    """Samples in the precision that `how` says, of the size that it says or else of the model's own."""
+    with autocast(model.device, how["precision"]):
+        if "size" not in how:
+            return model.sample(num, batch_size=num, **asked)
+        height, width = how["size"]
+        return draw_large(model, num, height, width, wrap=how["wrap"], **asked)
 
 
 def run(
@@ -138,8 +147,11 @@ def run(
     seed: int,
     weights: str,
     batch_size: int,
+    precision: str,
     as_json: bool,
 ) -> None:
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision is one of {listed(PRECISIONS)}, not {precision!r}")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must be a folder, new or not")
     model = load(folder, weights)
@@ -156,7 +168,7 @@ def run(
     if not guidance and cond is None:
         guided = Guidance()
     times = model.chosen_grid(grid, steps)
-    recipe = recipe_of(model, folder, weights, sampler, times, recorded(guidance, guided)) | large
+    recipe = recipe_of(model, folder, weights, sampler, times, recorded(guidance, guided), precision) | large
     recipe["images"] = images_of(knows, conds)
     model.plan(sampler=sampler, grid=times, guidance=guided, conditional=cond is not None)
     out.mkdir(parents=True, exist_ok=True)
@@ -166,7 +178,7 @@ def run(
         piece = drawn(
             model,
             part.stop - part.start,
-            large,
+            recipe,
             cond={name: values[part] for name, values in cond.items()} if cond else None,
             seed=seed + first,
             sampler=sampler,

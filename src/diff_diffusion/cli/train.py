@@ -80,7 +80,7 @@ def _both(ranks: Ranks, request: Request, out: Path, dry_run: bool, auto: bool, 
         return
     typer.echo("stage 2 of 2: a diffusion model in its latents")
     with ranks.first_then_others():
-        # A run that holds a model goes on with that model's codec; one that was killed before its first save holds none.
+        # A run that holds a model goes on with that model's codec; one killed before its first save has none.
         home = out if (out / "config.json").exists() or checkpoints(out) else out / CODEC
         codec = codec_of(home, ready.train_split, second.preset)
     _one(ranks, _ready(ranks, second, ready, codec), out, dry_run, auto, audit)
