@@ -65,11 +65,10 @@ CODERS = {
     "vq8": Coder("VQ, factor 8", "vq", 8),
 }
 SMALL = {"width": 32, "multipliers": [1, 2, 4, 4], "depth": 1, "attention": [8]}
-"""A U-Net for pixels that costs a fraction of the default one, which takes few steps in these minutes."""
+"""A U-Net for pixels at a fraction of the default one's cost, which would take few steps in these minutes."""
 CONTESTANTS = {
     "dit": Contestant("DiT on KL latents", "kl4", "dit"),
-    "small": Contestant("small U-Net on pixels", size=SMALL),
-    "pixels": Contestant("U-Net on pixels"),
+    "pixels": Contestant("U-Net on pixels", size=SMALL),
     "tokens": Contestant(
         "masked VQ tokens", "vq8", draws={"ancestral": {}, "surest first": {"sampler": "confidence", "steps": 12}}
     ),

@@ -121,8 +121,8 @@ def notes(about: dict[str, Any]) -> list[str]:
         "latents shares it; one that is there already, as for a second model on the same data, costs no minutes.",
         "A model's minutes hold the fitting of its codec's statistics, and the encoding of all images; the second "
         "seed finds these encoded. Seconds a sample are processor time, the decoder's included.",
-        "The small U-Net on pixels is there because the default one for this size takes few steps in the time: "
-        "it has a width of 32 and one block a level. Nobody's learning rate was chosen on these data.",
+        "The U-Net on pixels has a width of 32 and one block a level, since the default one for this size would take "
+        "few steps in the time. Nobody's learning rate was chosen on these data.",
         "Bits per dimension of VQ count every code as equally likely. Masked tokens are drawn in two ways: "
         "by the process itself, and the surest guesses first in 12 steps, as MaskGIT does.",
     ]
