@@ -208,9 +208,8 @@ def _network(latent: TensorSpec, name: str | None, side: int, outputs: int, plan
 
 def _codec(data: ImageDataset) -> Affine:
     """The codec that is fitted to the data; of more than CODEC_IMAGES, to as many at even distances."""
-    count = min(len(data), CODEC_IMAGES)
-    chosen = [i * len(data) // count for i in range(count)]
-    return Affine.fit(data.batch(chosen[i : i + CODEC_BATCH]) for i in range(0, count, CODEC_BATCH))
+    chosen = data.spread(CODEC_IMAGES)
+    return Affine.fit(data.batch(chosen[i : i + CODEC_BATCH]) for i in range(0, len(chosen), CODEC_BATCH))
 
 
 def _condition(

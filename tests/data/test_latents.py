@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from diff_diffusion.data import ImageDataset, index
+from diff_diffusion.data import ImageDataset, index, load_image_dataset
+from diff_diffusion.data import store as stores
 from diff_diffusion.data.latents import Moments, moments_of
 
 WHO = {"weights": "一"}
@@ -92,6 +95,33 @@ def test_what_would_take_too_much_is_not_kept() -> None:
     assert moments_of(images(), Encoder(), WHO, most=150 * 6 * 4 - 1) is None
     assert moments_of(images(), Encoder(), WHO, most=150 * 6 * 4) is not None
     assert moments_of(images().split(0.5)[0], Encoder(), WHO) is not None
+
+
+def test_what_stands_in_for_a_broken_image_is_not_kept_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is out of reach for a moment must not leave another image's latents under its name."""
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (4, 6), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"图{i}.png")
+    monkeypatch.setattr(stores, "MEMORY_BUDGET", 0)
+    data = load_image_dataset(tmp_path)
+    whole = data.batch(range(6))
+    hidden = tmp_path / "图2.png"
+    hidden.rename(tmp_path / "away")
+    first = kept(data, Encoder())
+    assert not torch.equal(first.batch(np.arange(6)), Encoder()(whole))
+    assert not list(index.home().glob("*.index"))
+    (tmp_path / "away").rename(hidden)
+    again = kept(load_image_dataset(tmp_path), Encoder())
+    torch.testing.assert_close(again.batch(np.arange(6)), Encoder()(whole), rtol=0, atol=0)
+
+
+def test_a_disk_without_room_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    assert moments_of(images(), Encoder(), WHO) is None
+    assert not list(index.home().iterdir())
 
 
 def test_progress_is_told() -> None:

@@ -64,6 +64,19 @@ def test_the_deviation_is_the_best_width(reconstruction: Reconstruction) -> None
         assert float(reconstruction.nats(x, decoded, share * best).mean()) > least
 
 
+def test_a_step_that_is_skipped_teaches_no_code_and_no_width() -> None:
+    """One batch that is not finite would be remembered for ever."""
+    train_split, _ = digits()
+    model = autoencoder({"type": "bottleneck/vq", "size": 8, "channels": 2}, train_split).train()
+    x = model.codec.encode(train_split.batch(range(8)))
+    model.objective(x, None, Noise(range(8)))
+    before = {name: value.clone() for name, value in model.learns.state_dict().items()}
+    model.objective(torch.full_like(x, torch.inf), None, Noise(range(8)))
+    assert all(torch.equal(value, before[name]) for name, value in model.learns.state_dict().items())
+    model.objective(x, None, Noise(range(8)))
+    assert any(not torch.equal(value, before[name]) for name, value in model.learns.state_dict().items())
+
+
 def test_the_width_is_the_average_of_what_was_measured() -> None:
     width = Width()
     width.learn(torch.tensor(2.0))

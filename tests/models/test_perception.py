@@ -21,6 +21,7 @@ from diff_diffusion.objectives.perception import balance, ssim, taken_for_real, 
 from diff_diffusion.registry import build, describe
 from diff_diffusion.rng import Noise
 from diff_diffusion.sizing import describe_autoencoder
+from diff_diffusion.training.together import begin_batch
 
 JUDGE = {"type": "classifier/unet_encoder", "channels": 1, "num_classes": 3, "width": 8, "multipliers": [1, 2]}
 JUDGE |= {"depth": 1, "attention": [], "head_width": 8, "dropout": 0.5}
@@ -89,6 +90,8 @@ def test_the_critic_joins_in_when_it_is_time() -> None:
     opposed.load_state_dict(alone.state_dict(), strict=False)
     x = alone.codec.encode(data.batch(range(8)))
     for step in range(2):
+        for model in (alone, opposed):
+            begin_batch(model)
         losses = [model.objective(x, None, Noise(range(8))) for model in (alone, opposed)]
         same = torch.equal(losses[0].per_sample, losses[1].per_sample)
         assert same == (step == 0), step
@@ -103,6 +106,7 @@ def test_the_decoder_is_pulled_by_the_share_that_was_asked_for() -> None:
     model = autoencoder(data, critic=CRITIC)
     x = model.codec.encode(data.batch(range(8)))
     last = model.network.last
+    begin_batch(model)
     model.objective(x, None, Noise(range(8)))
     width = model.learns["width"].state_dict()
     [whole] = torch.autograd.grad(model.objective(x, None, Noise(range(8))).mean, last)
@@ -110,6 +114,18 @@ def test_the_decoder_is_pulled_by_the_share_that_was_asked_for() -> None:
     model.learns["width"].learn(model.reconstruction.deviation(x, model._passed(x, Noise(range(8)))[1]))  # type: ignore[attr-defined]
     [others] = torch.autograd.grad(model.loss_at(x, torch.zeros(8), None, Noise(range(8))).mean, last)
     assert float((whole - others).norm() / others.norm()) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_critic_waits_for_batches_in_however_many_pieces_they_come() -> None:
+    data = digits()
+    for micro in (None, 3):
+        model = autoencoder(data, start=4, critic=CRITIC)
+        settings = TrainSettings(steps=4, batch_size=8, micro_batch=micro, precision="fp32", warmup_steps=1)
+        assert model.critic is not None
+        before = [weight.clone() for weight in model.critic.parameters()]
+        list(train(model, data, None, settings))
+        assert int(model.learns["width"].batches) == 4  # type: ignore[arg-type]
+        assert all(map(torch.equal, before, model.critic.parameters())), "weight decay aside, nothing pulled at it"
 
 
 def test_an_eye_is_stored_and_never_taught() -> None:

@@ -10,6 +10,7 @@ from diff_diffusion.codecs.bottleneck import Passed, Tokens
 from diff_diffusion.errors import ConfigError
 from diff_diffusion.registry import register
 from diff_diffusion.rng import Noise
+from diff_diffusion.tensors import finite
 
 PART = 8192
 
@@ -64,12 +65,13 @@ class VectorQuantised(Tokens):
     def forward(self, h: Tensor, noise: Noise) -> Passed:
         h = h if h.dtype == torch.float64 else h.float()
         places = self._places(h)
-        if self.training:
+        learning = self.training and finite(places)  # a step that is skipped teaches nothing
+        if learning:
             self._restart(places.detach(), noise)
         chosen = self._nearest(places)
         latent = self._back(functional.embedding(chosen, self.codes.to(places.dtype)), h)
         commitment = self.commitment * (h - latent.detach()).flatten(1).pow(2).mean(1)
-        if self.training:
+        if learning:
             self._learn(places.detach(), chosen)
         return Passed(h + (latent - h).detach(), self.rate(latent), commitment)
 

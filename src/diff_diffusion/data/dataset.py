@@ -111,6 +111,16 @@ class ImageDataset(Dataset[Tensor]):
             out[i] = image
         return out
 
+    def spread(self, most: int) -> list[int]:
+        """The numbers of at most so many items, at even distances: a folder of classes has one after another."""
+        count = min(most, len(self))
+        return [i * len(self) // count for i in range(count)]
+
+    @property
+    def stood_in(self) -> bool:
+        """Whether an item is another at present, whose file could be read."""
+        return bool(self._stand_in)
+
     def cond(
         self, indices: Sequence[int] | np.ndarray, choice: np.ndarray | None = None, pixels: Tensor | None = None
     ) -> dict[str, list[Any]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def moments_of(
     """What `encode` says of every image, from the user's cache folder or found out now, and kept there.
 
     It is kept under the images' own contents and the encoder's, so another of either finds nothing; a file that is
-    not as it was written is made anew. None where it would take more than `most` bytes.
+    not as it was written is made anew. None where it would take more than `most` bytes, or than the disk has.
 
     Args:
         data: the images.
@@ -62,13 +63,34 @@ def moments_of(
     shape = (len(data), *first.shape[1:])
     if 4 * int(np.prod(shape)) > most:
         return None
-    with tempfile.TemporaryFile() as file:
+    file = _file(4 * int(np.prod(shape)))
+    if file is None:
+        return None
+    with file:
         values = np.memmap(file, np.float32, "w+", shape=shape)
         for start in range(0, len(data), BATCH):
             rows = range(start, min(start + BATCH, len(data)))
             values[rows.start : rows.stop] = encode(data.batch(rows)).cpu().numpy()
             if progress is not None:
                 progress(rows.stop, len(data))
+        if data.stood_in:  # what took a broken file's place now must not stand for it when it is whole again
+            return Moments(values)
         index.write(about, {"moments": values})
         kept = index.read(about)
     return Moments(values if kept is None else kept["moments"])
+
+
+def _file(size: int) -> IO[bytes] | None:
+    """A file of that size without a name, where what is found out is kept; None where the disk has no room."""
+    try:
+        index.home().mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=index.home())  # noqa: SIM115 - it is handed on
+    except OSError:
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        if hasattr(os, "posix_fallocate"):  # a file with holes ends the process, without a word, when the disk is full
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError:
+        file.close()
+        return None
+    return file

@@ -150,8 +150,9 @@ class Autoencoder(Model):
         squares, nats, alike, count = 0.0, 0.0, 0.0, 0
         latents, tokens = [], []
         with self.evaluating():
-            for first in range(0, min(len(data), MAX_IMAGES), BATCH):
-                rows = range(first, min(first + BATCH, len(data), MAX_IMAGES))
+            chosen = data.spread(MAX_IMAGES)
+            for first in range(0, len(chosen), BATCH):
+                rows = chosen[first : first + BATCH]
                 images = data.batch(rows).to(self.device)
                 x = self.codec.encode(images)
                 h = self.network.encode(x)
@@ -194,8 +195,8 @@ class Autoencoder(Model):
 
         With weights of its own, since a codec's stay as they are and the autoencoder may learn on.
         """
-        some = min(len(data), MAX_FITTED)
-        batches = (data.batch(range(i, min(i + BATCH, some))).to(self.device) for i in range(0, some, BATCH))
+        some = data.spread(MAX_FITTED)
+        batches = (data.batch(some[i : i + BATCH]).to(self.device) for i in range(0, len(some), BATCH))
         with self.evaluating():
             network, bottleneck = copy.deepcopy((self.network, self.bottleneck))
         return Autoencoded.fit(network, bottleneck, self.codec, batches, self.reconstruction.shape)

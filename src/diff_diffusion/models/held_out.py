@@ -26,8 +26,8 @@ def held_out_loss(model: Model, data: ImageDataset) -> dict[str, Any]:
     asked at the middle of stratum i mod 8 of the model's levels. Of more than 512 images those at even distances are
     asked, since a folder of classes has one class after another.
     """
-    count = min(MAX_IMAGES, len(data))
-    chosen = [i * len(data) // count for i in range(count)]
+    chosen = data.spread(MAX_IMAGES)
+    count = len(chosen)
     t = model.held_out_levels(count)
     noise = Noise([derive(0, "held out", i) for i in range(count)])
     losses, levels = [], []

@@ -73,7 +73,7 @@ class Width(nn.Module):
 
     Attributes:
         value: the average.
-        batches: how many there were.
+        batches: how many have begun.
     """
 
     value: Tensor
@@ -84,9 +84,12 @@ class Width(nn.Module):
         self.register_buffer("value", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
+    def begin(self) -> None:
+        """A new batch begins, in however many pieces it comes."""
+        self.batches += 1
+
     @torch.no_grad()
     def learn(self, deviation: Tensor) -> None:
-        self.batches += 1
-        known = self.value > 0
-        self.value.copy_(torch.where(known, torch.lerp(self.value, deviation.to(self.value), 0.05), deviation))
+        new = torch.where(self.value > 0, torch.lerp(self.value, deviation.to(self.value), 0.05), deviation)
+        self.value.copy_(torch.where(torch.isfinite(new), new, self.value))  # a step that is skipped teaches nothing
         self.value.clamp_(min=1e-6)  # data that decode perfectly would cost minus infinity

@@ -9,7 +9,7 @@ from torch import Tensor
 from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.codecs.encoded import Encoded
 from diff_diffusion.data import ImageDataset
-from diff_diffusion.data.latents import Moments, moments_of
+from diff_diffusion.data.latents import BATCH, Moments, moments_of
 from diff_diffusion.data.loader import Batch
 from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models import Model
@@ -17,7 +17,7 @@ from diff_diffusion.rng import Noise, derive
 from diff_diffusion.training.runtime import Ranks
 
 CHECKED = 512
-"""Images, about, whose latents are looked at before a run starts."""
+"""Images, at most, whose latents are looked at before a run starts."""
 
 
 class Latents:
@@ -47,7 +47,7 @@ class Latents:
             with model.evaluating(), ranks.first_then_others():
                 self.kept = moments_of(data, lambda images: codec.moments(images.to(device)), codec.identity())
             if self.kept is None:
-                self.notes.append("the latents of all images would take too much room: each batch is encoded anew")
+                self.notes.append("there is no room to keep the latents of all images: each batch is encoded anew")
         if isinstance(codec, Autoencoded):
             self._check(codec, data)
 
@@ -59,12 +59,13 @@ class Latents:
         return codec.latents(self.kept.batch(batch.indices).to(self.device), noise)
 
     def _check(self, codec: Autoencoded, data: ImageDataset) -> None:
-        rows = np.arange(len(data))[:: max(1, len(data) // CHECKED)]
+        rows = np.array(data.spread(CHECKED))
         if self.kept is not None:
             moments = self.kept.batch(rows).to(self.device)
         else:
             with self.model.evaluating():
-                moments = codec.moments(data.batch(rows).to(self.device))
+                pieces = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+                moments = torch.cat([codec.moments(data.batch(piece).to(self.device)) for piece in pieces])
         noise = Noise([derive(0, "codec", int(row)) for row in rows])
         std = codec.latents(moments, noise).double().transpose(0, 1).flatten(1).std(1, correction=0)
         off = int(std.log2().abs().argmax())

@@ -33,7 +33,7 @@ from diff_diffusion.training.latents import Latents
 from diff_diffusion.training.monitor import write_sheets
 from diff_diffusion.training.runtime import Ranks, autocast, choose_device, choose_precision, joined, seeded
 from diff_diffusion.training.settings import FREE_TO_CHANGE, TrainSettings
-from diff_diffusion.training.together import add_up, check_alike, check_weights, levels_of
+from diff_diffusion.training.together import add_up, begin_batch, check_alike, check_weights
 
 MAX_SKIPS = 10
 
@@ -280,8 +280,7 @@ class _Run:
         of_step = self.step * whole + begin
         noise = Noise([derive(settings.seed, "train", of_step + i) for i in range(count)], "train")
         latents = self.latents.of(batch, noise)
-        for levels in levels_of(model):
-            levels.begin()  # where the batch's first sample is another process's too
+        begin_batch(model)
         total = torch.zeros((), device=self.device)
         for first in range(0, count, micro):
             rows = slice(first, min(first + micro, count))

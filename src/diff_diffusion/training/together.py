@@ -10,6 +10,7 @@ from torch import Tensor
 from diff_diffusion.errors import ConfigError, listed
 from diff_diffusion.models import Model
 from diff_diffusion.objectives.levels import Levels
+from diff_diffusion.objectives.reconstruction import Width
 from diff_diffusion.training.runtime import Ranks
 
 
@@ -51,6 +52,13 @@ def add_up(ranks: Ranks, model: Model, total: Tensor) -> None:
     for parameter, times in zip(parameters, used.tolist(), strict=True):
         if times == 0:
             parameter.grad = None
+
+
+def begin_batch(model: Model) -> None:
+    """A new batch begins, also where its first sample is another process's: parts that learn may count batches."""
+    for part in model.learns.modules():
+        if isinstance(part, (Levels, Width)):
+            part.begin()
 
 
 def levels_of(model: Model) -> list[Levels]:
