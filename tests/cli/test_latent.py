@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from diff_diffusion.cli.prepare import DEFAULT_MINUTES, Request, codec_of, stages
+from diff_diffusion.cli.lent import codec_of, eye_of
+from diff_diffusion.cli.prepare import DEFAULT_MINUTES, Request, stages
 from diff_diffusion.codecs.autoencoded import Autoencoded
-from diff_diffusion.data import load_image_dataset
+from diff_diffusion.data import ImageDataset, load_image_dataset
 from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models import Autoencoder, DiffusionModel, Model, NoisyClassifier
+from diff_diffusion.sizing import describe_autoencoder
 
 Cli = Callable[..., tuple[int, str, str]]
 FEW = ("--steps", "4", "--set", "train.batch_size=16", "--set", "train.warmup_steps=1", "--set", "train.precision=fp32")
@@ -91,8 +93,96 @@ def test_both_stages_in_one_run(cli: Cli, tmp_path: Path) -> None:
     before = hashes(out)
     code, said, err = cli(*asked)
     assert code == 0, err
-    assert words(said).count("is finished: nothing left to do") == 2
+    assert "stage 1 of 2: an autoencoder, which has learned" in words(said)
+    assert "is finished: nothing left to do" in words(said)
     assert hashes(out) == before
+    code, _, err = cli(*asked, "--steps", "6")  # the last one counts
+    assert code == 0, err
+    assert (Model.load(out / "codec").facts["steps"], Model.load(out).facts["steps"]) == (4, 6)
+    for other in (("--latent-channels", "3"), ("--set", "codec.reconstruction.rate=1")):
+        code, _, err = cli(*asked, *other)
+        assert code == 2
+        assert "without such an autoencoder as this command asks for" in words(err)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--preset", "masked_tokens"), "vq"),
+        (("--preset", "nonsense"), "nonsense"),
+        (("--set", "sampler=nonsense"), "nonsense"),
+        (("--set", "network=nonsense"), "nonsense"),
+        (("--set", "reconstruction.rate=1"), "say codec.reconstruction.rate=1"),
+        (("--set", "model.bottleneck.channels=8"), "say codec."),
+    ],
+)
+def test_what_is_wrong_with_the_second_stage_is_known_before_the_first(
+    cli: Cli, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    code, out, err = cli("train", "digits", "--latent", "--factor", "2", "--out", tmp_path / "r", *FEW, *options)
+    assert code == 2
+    assert said in words(err)
+    assert "stage 1" not in out
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_file_describes_the_second_stages_model(cli: Cli, tmp_path: Path) -> None:
+    config, out = tmp_path / "配置.yaml", tmp_path / "run"
+    config.write_text("model: {network: {width: 16}}\ntrain: {batch_size: 8}", encoding="utf-8")
+    few = ("--steps", "2", "--set", "train.precision=fp32", *LITTLE)
+    code, _, err = cli("train", "digits", "--latent", "--factor", "2", "--config", config, "--out", out, *few)
+    assert code == 0, err
+    coder, model = Model.load(out / "codec"), Model.load(out)
+    assert (coder.network.width, model.network.width) == (8, 16)  # type: ignore[union-attr]
+    assert coder.facts["images seen"] == model.facts["images seen"] == 16
+    config.write_text("model: {type: model/autoencoder}", encoding="utf-8")
+    code, _, err = cli("train", "digits", "--latent", "--config", config, "--out", tmp_path / "r", *few)
+    assert code == 2
+    assert "describes a model of type autoencoder" in words(err)
+    pixels = tmp_path / "pixels"
+    assert cli("train", "digits", "--out", pixels, *FEW, *SMALL)[0] == 0
+    code, _, err = cli("train", "digits", "--latent", "--factor", "2", "--out", pixels, *FEW, *SMALL)
+    assert code == 2
+    assert "without such an autoencoder" in words(err)
+
+
+def test_a_run_goes_on_with_the_codec_that_it_holds(cli: Cli, tmp_path: Path) -> None:
+    """Another codec of the same description would decode what the model learned to something else, silently."""
+    codec, run = tmp_path / "codec", tmp_path / "run"
+    coder = ("--model", "autoencoder", "--bottleneck", "fsq", "--factor", "2", "--set", "network.width=8")
+    small = ("--set", "network.width=16", "--set", "network.depth=1", "--set", "network.heads=2")
+    work = ("train", "digits", "--out", run, "--preset", "masked_tokens", *small)
+    assert cli("train", "digits", *coder, "--out", codec, *FEW)[0] == 0
+    assert cli(*work, "--codec", codec, *FEW)[0] == 0
+    assert cli("train", "digits", *coder, "--out", codec, *FEW, "--steps", "6")[0] == 0  # and it learns on
+    code, _, err = cli(*work, "--codec", codec, *FEW, "--steps", "6")
+    assert code == 2
+    assert f"go on with `--codec {run}`" in words(err)
+    before = Model.load(run).codec.state_dict()  # type: ignore[attr-defined]
+    code, _, err = cli(*work, "--codec", run, *FEW, "--steps", "6")
+    assert code == 0, err
+    after = Model.load(run)
+    assert after.facts["steps"] == 6
+    assert all(torch.equal(value, before[name]) for name, value in after.codec.state_dict().items())  # type: ignore[attr-defined]
+
+
+def test_what_a_run_takes_from_another_comes_with_its_weights(cli: Cli, tmp_path: Path) -> None:
+    codec, config = tmp_path / "codec", tmp_path / "如此.yaml"
+    coder = ("--model", "autoencoder", "--bottleneck", "vq", "--factor", "2", "--set", "network.width=8")
+    assert cli("train", "digits", *coder, "--out", codec, *FEW)[0] == 0
+    code, said, err = cli("train", "digits", "--codec", codec, "--out", tmp_path / "r", *FEW, *SMALL, "--dry-run")
+    assert code == 0, err
+    config.write_text(said, encoding="utf-8")
+    code, _, err = cli("train", "digits", "--config", config, "--out", tmp_path / "r")
+    assert code == 2
+    assert "has weights, which are in the run that learned them: --codec RUN" in words(err)
+    code, _, err = cli("train", "digits", "--config", config, "--codec", codec, "--out", tmp_path / "r")
+    assert code == 0, err
+    code, _, err = cli("train", "digits", "--codec", codec, "--set", "codec.network.width=16", "--out", tmp_path / "q")
+    assert code == 2
+    assert "leave model.codec out of the changes" in words(err)
+    code, _, err = cli("plan", "digits", "--codec", codec, *FEW, *SMALL)
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -165,10 +255,20 @@ def test_an_autoencoder_that_is_told_how_pictures_look(cli: Cli, tmp_path: Path)
     assert isinstance(model, Autoencoder)
     assert model.latent_shape == (3, 4, 4)
     known = NoisyClassifier.load(judge).network.state_dict()
+    assert model.eye.log_snr == NoisyClassifier.load(judge).levels_known[1]
     assert all(torch.equal(value, known[name]) for name, value in model.eye.network.state_dict().items())
     code, _, err = cli("train", "digits", "--model", "autoencoder", "--eye", out, "--out", tmp_path / "r", *FEW)
     assert code == 2
-    assert "is no classifier of pictures but of a model Autoencoder: give a run of `train --classifier`" in words(err)
+    assert "is a run of a model Autoencoder: give one of `train --classifier`" in words(err)
+    other = ImageDataset.from_arrays(255 - load_image_dataset("digits").batch(range(50)))
+    with pytest.raises(IncompatibleError, match="is for data of mean"):
+        eye_of(str(judge), describe_autoencoder(other, factor=2))
+    code, said, err = cli("train", "digits", *asked, "--out", tmp_path / "r", *FEW, "--dry-run")
+    config = tmp_path / "c.yaml"
+    config.write_text(said, encoding="utf-8")
+    code, _, err = cli("train", "digits", "--config", config, "--out", tmp_path / "r")
+    assert code == 2
+    assert "which are in the run that learned them: --eye RUN" in words(err)
 
 
 def test_a_classifier_in_a_models_latents_guides_it(cli: Cli, tmp_path: Path) -> None:
@@ -184,7 +284,7 @@ def test_a_classifier_in_a_models_latents_guides_it(cli: Cli, tmp_path: Path) ->
     assert code == 0, err
     code, _, err = cli("train", "digits", "--model", "autoencoder", "--eye", judge, "--out", tmp_path / "r", *FEW)
     assert code == 2
-    assert "is no classifier of pictures but one of latents" in words(err)
+    assert "works on an autoencoder's latents and the model on pixels" in words(err)
 
 
 def test_a_codec_that_is_none_or_of_other_data_is_refused(cli: Cli, tmp_path: Path, photos: Path) -> None:

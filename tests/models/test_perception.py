@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diff_diffusion import TrainSettings, load_image_dataset, train
 from diff_diffusion.codecs import Affine
 from diff_diffusion.data import ImageDataset
-from diff_diffusion.errors import ConfigError
+from diff_diffusion.errors import ConfigError, IncompatibleError
 from diff_diffusion.models import Autoencoder
 from diff_diffusion.networks.critic import PatchCritic
 from diff_diffusion.objectives.eyes import Features, Lpips, judge
@@ -126,6 +126,12 @@ def test_the_critic_waits_for_batches_in_however_many_pieces_they_come() -> None
         list(train(model, data, None, settings))
         assert int(model.learns["width"].batches) == 4  # type: ignore[arg-type]
         assert all(map(torch.equal, before, model.critic.parameters())), "weight decay aside, nothing pulled at it"
+
+
+@pytest.mark.parametrize("unfit", [{"channels": 3}, {"layers": 4}])
+def test_a_critic_that_cannot_look_at_the_data_is_refused_before_it_is_its_turn(unfit: dict[str, int]) -> None:
+    with pytest.raises(IncompatibleError, match="cannot look at samples"):
+        autoencoder(digits(), critic=CRITIC | unfit)
 
 
 def test_an_eye_is_stored_and_never_taught() -> None:

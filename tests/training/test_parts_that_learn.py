@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,13 @@ import tiny
 import torch
 from tiny import LEARNING, learning
 
+from diff_diffusion.codecs.vector_quantised import VectorQuantised
 from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models import DiffusionModel
+from diff_diffusion.rng import Noise
 from diff_diffusion.training import loop, train
+from diff_diffusion.training.runtime import Ranks
+from diff_diffusion.training.together import add_up, begin_batch
 
 
 def run(name: str, out: Path, stop_at: int | None = None) -> DiffusionModel:
@@ -69,3 +73,34 @@ def test_micro_batches_change_no_level(tmp_path: Path) -> None:
         records = list(train(learning("loss_aware"), data, None, tiny.settings(steps=12, micro_batch=micro)))
         losses.append([record.loss for record in records])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_codes_that_start_again_take_one_processs_places() -> None:
+    """A mean of places of several processes would lie at the middle of the data, whatever is there."""
+
+    given: list[torch.Tensor] = []
+
+    class Company(Ranks):
+        """The second of two processes is asked when it is known what the first gave."""
+
+        def add(self, tensors: Sequence[torch.Tensor]) -> None:
+            if self.first:
+                given.extend(tensor.clone() for tensor in tensors)
+            else:
+                for tensor, other in zip(tensors, given, strict=True):
+                    tensor.add_(other)
+
+    data = tiny.images(16)
+    models = [tiny.autoencoder(data, "vq").train() for _ in range(2)]
+    books = [model.bottleneck for model in models]
+    brought = []
+    for rank, (model, rows) in enumerate(zip(models, (range(8), range(8, 16)), strict=True)):
+        begin_batch(model)
+        model.objective(model.codec.encode(data.batch(rows)), None, Noise(rows)).mean.backward()
+        book = books[rank]
+        assert isinstance(book, VectorQuantised)
+        assert book.restarts is not None, "the first batch starts all codes"
+        brought.append((book.restarts.clone(), book.sums.clone()))
+        add_up(Company(rank, 2), model, torch.zeros(()))
+    learned = sum(sums - restarts for restarts, sums in brought) / 2
+    torch.testing.assert_close(books[1].sums, learned + brought[0][0], rtol=1e-5, atol=1e-6)

@@ -32,8 +32,8 @@ def parse_size(size: str | None) -> int | tuple[int, int] | None:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def read_changes(config: Path | None, sets: Sequence[str]) -> dict[str, Any]:
-    """What a YAML file and --set options say, as one nested mapping under data, model and train.
+def read_changes(config: Path | None, sets: Sequence[str], sections: Sequence[str] = SECTIONS) -> dict[str, Any]:
+    """What a YAML file says in its `sections`, and --set options, as one nested mapping under data, model and train.
 
     Raises:
         ConfigError: a file that is no YAML mapping, a --set without "=", or an unknown section.
@@ -48,7 +48,7 @@ def read_changes(config: Path | None, sets: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--config {config} is not YAML: {error}") from error
         if not isinstance(loaded, dict):
             raise ConfigError(f"{config} must hold a mapping with {listed(SECTIONS)}, not {type(loaded).__name__}")
-        changes = loaded
+        changes = {name: part for name, part in loaded.items() if name in sections or name not in SECTIONS}
     for text in sets:
         path, equals, value = text.partition("=")
         if not equals or not path:

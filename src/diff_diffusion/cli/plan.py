@@ -16,7 +16,7 @@ from diff_diffusion.training.trial import gib
 def run(ready: Prepared, as_json: bool) -> None:
     for line in ready.report:
         typer.echo(line, err=as_json)
-    planned = plan(ready.description, ready.train_split, ready.settings)
+    planned = plan(ready.description, ready.train_split, ready.settings, ready.codec)
     if as_json:
         typer.echo(json.dumps(planned.to_json(), ensure_ascii=False, indent=2))
         return

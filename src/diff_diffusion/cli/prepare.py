@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diff_diffusion.cli.config import merged, network_named, parse_size, read_changes
+from diff_diffusion.cli.config import SECTIONS, merged, network_named, parse_size, read_changes
 from diff_diffusion.cli.console import count_progress
+from diff_diffusion.cli.lent import check_lent, codec_of, eye_of
 from diff_diffusion.codecs.encoded import Encoded
-from diff_diffusion.core.categorical import Tokens
 from diff_diffusion.data import ImageDataset, load_image_dataset
-from diff_diffusion.errors import ConfigError, DataError, IncompatibleError, listed
-from diff_diffusion.models import Autoencoder, Model, NoisyClassifier
-from diff_diffusion.objectives.eyes import Eye, Features, Lpips, judge
-from diff_diffusion.presets import recipe
-from diff_diffusion.registry import build, describe
+from diff_diffusion.errors import ConfigError, DataError, listed
+from diff_diffusion.models import Autoencoder, Model
+from diff_diffusion.objectives.eyes import Eye
+from diff_diffusion.registry import describe
 from diff_diffusion.sizing import describe_autoencoder, describe_classifier, describe_for_data
 from diff_diffusion.training import TrainSettings
 from diff_diffusion.training.settings import make_settings
@@ -26,8 +25,7 @@ DATA_DEFAULTS = {"path": None, "size": None, "channels": None, "held_out": 0.1, 
 MODELS = ("diffusion", "classifier", "autoencoder")
 CODEC = "codec"
 """Where in a run of both stages the autoencoder's own run is."""
-PSNR, WORSE = "held-out PSNR", 6.0
-"""By how many decibels images may come back worse than an autoencoder's own."""
+OF_CODERS = ("bottleneck", "reconstruction", "critic")
 FIRST_SHARE = 1 / 3
 """Of the minutes of both stages, what the autoencoder has."""
 
@@ -54,6 +52,8 @@ class Request:
     eye: str | None = None
     codec: Path | None = None
     latent: bool = False
+    sections: tuple[str, ...] = SECTIONS
+    """Of the file `config`, what counts."""
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -111,7 +111,11 @@ class Prepared:
 
 
 def prepared(
-    request: Request, quiet: bool = False, read: Prepared | None = None, codec: Encoded | None = None
+    request: Request,
+    quiet: bool = False,
+    read: Prepared | None = None,
+    codec: Encoded | None = None,
+    held: Path | None = None,
 ) -> Prepared:
     """What the options mean.
 
@@ -120,22 +124,23 @@ def prepared(
         quiet: no progress while images are read.
         read: of the same data, when they are read already.
         codec: what a diffusion model works in; that of `request.codec` when left out.
+        held: a run that has begun in that codec, and goes on with it as it holds it.
 
     Raises:
         ConfigError: an option that is wrong or cannot take effect.
         DataError: data that cannot be used.
     """
-    changes = read_changes(request.config, request.sets)
-    model_changes = changes.get("model", {})
-    kind = model_changes.get("type", "") if isinstance(model_changes, Mapping) else ""
-    if kind.removeprefix("model/") in MODELS:
-        request = replace(request, model=kind.removeprefix("model/"))
+    changes = read_changes(request.config, request.sets, request.sections)
+    model_changes, kind = changes.get("model", {}), _kind(changes)
+    if kind in MODELS:
+        request = replace(request, model=kind)
     request.check()
     asked = _asked(request, changes.get("train", {}))
     make_settings(asked)  # a wrong one fails before the images are read
     about, train_split, held_out, report = _read(request, changes, quiet) if read is None else _again(read)
     settings = make_settings(asked).sized(train_split.shape)
-    codec = codec or (codec_of(request.codec, train_split, request.preset) if request.codec is not None else None)
+    if codec is None and request.codec is not None:
+        codec = codec_of(request.codec, train_split, request.preset, held)
     eye = None
     if request.model == "classifier":
         described = describe_classifier(train_split, request.preset, codec)
@@ -144,7 +149,7 @@ def prepared(
         given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         described = describe_autoencoder(train_split, **given)
         if request.eye is not None:
-            eye = eye_of(request.eye, described, train_split)
+            eye = eye_of(request.eye, described)
             described["eye"] = describe(eye)
     else:
         encoder = str(request.text_encoder) if request.text_encoder is not None else None
@@ -152,21 +157,36 @@ def prepared(
             train_split, request.preset, network_named(changes), not request.unconditional, encoder, codec
         )
     description = merged(described, model_changes, "model.")
+    check_lent(description, described, "codec", codec is not None, "--codec RUN, a run of `--model autoencoder`")
+    check_lent(description, described, "eye", request.eye is not None, "--eye RUN, a run of `--classifier`")
     return Prepared(about, description, settings, train_split, held_out, report, codec, eye)
 
 
 def stages(request: Request) -> tuple[Request, Request]:
     """The two runs of `--latent`: of the autoencoder, and of the diffusion model in its latents.
 
-    Settings of the model are the second's, those of `codec` the first's.
+    Settings of the model, and what a file says of it, are the second's; those of `codec` are the first's.
+
+    Raises:
+        ConfigError: settings of an autoencoder that are not said to be the codec's, or a file that describes one.
     """
     request.check()
-    changes = read_changes(request.config, request.sets).get("train", {})
-    minutes = request.minutes or (None if request.steps else changes.get("minutes"))
-    if minutes is None and request.steps is None and changes.get("steps") is None:
+    mine = tuple(text for text in request.sets if text.startswith("codec."))
+    others = tuple(text for text in request.sets if text not in mine)
+    for text in others:
+        if text.removeprefix("model.").startswith(OF_CODERS):
+            raise ConfigError(f"--set {text}: of the two models the autoencoder is meant, so say codec.{text}")
+    changes = read_changes(request.config, others)
+    if _kind(changes) not in ("", "diffusion"):
+        raise ConfigError(
+            f"--config {request.config} describes a model of type {_kind(changes)}, and with --latent it is the "
+            "diffusion model that a file describes: train the autoencoder by itself, and give its run to --codec"
+        )
+    of_training = changes.get("train", {})
+    minutes = request.minutes or (None if request.steps else of_training.get("minutes"))
+    if minutes is None and request.steps is None and of_training.get("steps") is None:
         minutes = DEFAULT_MINUTES
-    mine = [text for text in request.sets if text.startswith("codec.")]
-    both = [text for text in request.sets if text.startswith(("train.", "data."))]
+    both = tuple(text for text in others if text.startswith(("train.", "data.")))
     first = replace(
         request,
         model="autoencoder",
@@ -176,6 +196,7 @@ def stages(request: Request) -> tuple[Request, Request]:
         preset=None,
         minutes=None if minutes is None else minutes * FIRST_SHARE,
         sets=(*both, *("model." + text.removeprefix("codec.") for text in mine)),
+        sections=("data", "train"),
     )
     second = replace(
         request,
@@ -185,61 +206,15 @@ def stages(request: Request) -> tuple[Request, Request]:
         channels=None,
         eye=None,
         minutes=None if minutes is None else minutes * (1 - FIRST_SHARE),
-        sets=tuple(text for text in request.sets if text not in mine),
+        sets=others,
     )
     return first, second
 
 
-def codec_of(folder: Path, data: ImageDataset, preset: str | None = None) -> Encoded:
-    """The codec that a run is, or works in: for a preset of tokens, the one that tells the numbers of codes.
-
-    Raises:
-        ConfigError: a run of a model that has no latents.
-        IncompatibleError: an autoencoder of data of another shape, or that gives these back far worse than its own.
-    """
-    model = Model.load(folder)
-    model.check_data(data)
-    if isinstance(model, Autoencoder):
-        own, here = (facts.get(PSNR) for facts in (model.facts, model.held_out_facts(data)))
-        if own is not None and here is not None and here < own - WORSE:
-            raise IncompatibleError(
-                f"the autoencoder in {folder} gives {data.name} back at {here:.1f} dB, and its own held-out images at "
-                f"{own:.1f}: it was trained on other data ({model.facts.get('data')}). Train one on these"
-            )
-        tokens = preset is not None and isinstance(recipe(preset).process, Tokens)
-        return model.as_tokens() if tokens else model.as_codec(data)
-    if isinstance(model.codec, Encoded):
-        return model.codec
-    raise ConfigError(
-        f"--codec {folder} is a {type(model).__name__} of pixels: give a run of `train --model autoencoder`, or one "
-        "that was trained on latents"
-    )
-
-
-def eye_of(named: str, described: Mapping[str, Any], data: ImageDataset) -> Eye:
-    """By what an autoencoder that is described so is told how pictures look: "lpips", or a classifier's run.
-
-    Raises:
-        ConfigError: a run of another model, or of a classifier that looks at latents; LPIPS that cannot be used.
-        IncompatibleError: a classifier of pictures of another shape.
-    """
-    if named == "lpips":
-        eye = Lpips(build(described["codec"]))
-        judge(eye.net)  # which may not be there, and that shall be known now
-        return eye
-    knows = Model.load(named)
-    if not isinstance(knows, NoisyClassifier) or isinstance(knows.codec, Encoded):
-        what = "one of latents" if isinstance(knows, NoisyClassifier) else f"of a model {type(knows).__name__}"
-        raise ConfigError(
-            f"--eye {named} is no classifier of pictures but {what}: give a run of `train --classifier` on the "
-            "pictures, or lpips"
-        )
-    if knows.codec.data.shape != data.shape:
-        raise IncompatibleError(
-            f"--eye {named} knows pictures {list(knows.codec.data.shape)}; {data.name} has {list(data.shape)}: train a "
-            "classifier of these"
-        )
-    return Features(knows.network)
+def _kind(changes: Mapping[str, Any]) -> str:
+    """The model that changes name, or ""."""
+    model = changes.get("model", {})
+    return str(model.get("type", "")).removeprefix("model/") if isinstance(model, Mapping) else ""
 
 
 def _asked(request: Request, changes: Mapping[str, Any]) -> dict[str, Any]:

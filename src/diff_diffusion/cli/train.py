@@ -10,11 +10,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
 from diff_diffusion.cli.config import to_yaml
 from diff_diffusion.cli.console import TrainingLine
-from diff_diffusion.cli.prepare import CODEC, Prepared, Request, codec_of, prepared, stages
+from diff_diffusion.cli.lent import codec_of, untrained_codec
+from diff_diffusion.cli.prepare import CODEC, Prepared, Request, prepared, stages
 from diff_diffusion.core.categorical import Tokens
 from diff_diffusion.core.targets import LearnedVariance
 from diff_diffusion.data import ImageDataset
@@ -22,6 +24,7 @@ from diff_diffusion.errors import ConfigError, DiffusionError, listed
 from diff_diffusion.evaluation.copies import SMALL, affordable, look_for_copies
 from diff_diffusion.evaluation.records import FOLDER
 from diff_diffusion.models import Autoencoder, DiffusionModel, Model, NoisyClassifier
+from diff_diffusion.registry import build, describe
 from diff_diffusion.training import planning, train
 from diff_diffusion.training.checkpoint import checkpoints
 from diff_diffusion.training.runtime import Ranks, joined, stop_signals
@@ -39,7 +42,8 @@ def run(request: Request, out: Path, dry_run: bool = False, auto: bool = False, 
                 if request.latent:
                     _both(ranks, request, out, dry_run, auto, audit)
                 else:
-                    _one(ranks, _ready(ranks, request), out, dry_run, auto, audit)
+                    held = out if _begun(out) else None
+                    _one(ranks, _ready(ranks, request, held=held), out, dry_run, auto, audit)
         except DiffusionError:
             if ranks.speaks():
                 raise
@@ -63,27 +67,43 @@ def _check(ranks: Ranks, out: Path, auto: bool) -> None:
         )
 
 
-def _ready(ranks: Ranks, request: Request, read: Prepared | None = None, codec: Any = None) -> Prepared:
+def _begun(out: Path) -> bool:
+    """Whether a folder holds a model; a run that was killed before its first save holds none."""
+    return (out / "config.json").exists() or bool(checkpoints(out))
+
+
+def _ready(ranks: Ranks, request: Request, **known: Any) -> Prepared:
     with ranks.first_then_others():  # what the first found out about every image, the others read in its index
-        return prepared(request, not ranks.first, read, codec)
+        return prepared(request, not ranks.first, **known)
 
 
 def _both(ranks: Ranks, request: Request, out: Path, dry_run: bool, auto: bool, audit: bool) -> None:
-    """An autoencoder in a folder of its own within the run's, then the diffusion model in its latents."""
+    """An autoencoder in a folder of its own within the run's, then the diffusion model in its latents.
+
+    Once that has begun the autoencoder learns no more, however long the run becomes.
+    """
     first, second = stages(request)
-    ready = _ready(ranks, first)
+    ready, home, begun = _ready(ranks, first), out / CODEC, _begun(out)
+    # What is wrong with the second stage is known before the first takes its time.
+    later = _ready(ranks, second, read=ready, codec=untrained_codec(ready.model(), second.preset))
+    with torch.device("meta"):
+        build(later.description)
+        coder = build(ready.description)
+    if begun and not (_begun(home) and describe(Model.load(home)) == describe(coder)):
+        raise ConfigError(
+            f"{out} holds a run without such an autoencoder as this command asks for: give its own options, or another "
+            "--out"
+        )
     if dry_run:
         typer.echo("# the first of two stages; the second, in its latents, can be told when it is trained", err=True)
     else:
-        typer.echo("stage 1 of 2: an autoencoder")
-    if not _one(ranks, ready, out / CODEC, dry_run, auto, audit=True, alone=False):
+        typer.echo(f"stage 1 of 2: an autoencoder{f', which has learned, in {home}' if begun else ''}")
+    if (dry_run or not begun) and not _one(ranks, ready, home, dry_run, auto, audit=True, alone=False):
         return
     typer.echo("stage 2 of 2: a diffusion model in its latents")
     with ranks.first_then_others():
-        # A run that holds a model goes on with that model's codec; one killed before its first save has none.
-        home = out if (out / "config.json").exists() or checkpoints(out) else out / CODEC
-        codec = codec_of(home, ready.train_split, second.preset)
-    _one(ranks, _ready(ranks, second, ready, codec), out, dry_run, auto, audit)
+        codec = codec_of(home, ready.train_split, second.preset, held=out if begun else None)
+    _one(ranks, _ready(ranks, second, read=ready, codec=codec), out, dry_run, auto, audit)
 
 
 def _one(ranks: Ranks, ready: Prepared, out: Path, dry_run: bool, auto: bool, audit: bool, alone: bool = True) -> bool:
@@ -94,7 +114,7 @@ def _one(ranks: Ranks, ready: Prepared, out: Path, dry_run: bool, auto: bool, au
     for line in ready.report:
         typer.echo(line, err=dry_run)
     if auto:
-        settings, lines = planning.chosen(ready.description, train_split, settings, out)
+        settings, lines = planning.chosen(ready.description, train_split, settings, out, ready.codec)
         for line in lines:
             typer.echo(line, err=dry_run)
     if dry_run:

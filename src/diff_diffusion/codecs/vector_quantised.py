@@ -38,6 +38,9 @@ class VectorQuantised(Tokens):
 
     counts: Tensor
     sums: Tensor
+    restarts: Tensor | None
+    """What of `sums` codes that start again brought in this step, [size, channels]: every process has its own, and all
+    must take one's."""
 
     def __init__(
         self, size: int = 512, channels: int = 4, decay: float = 0.99, commitment: float = 0.25, least: float = 0.03
@@ -56,6 +59,7 @@ class VectorQuantised(Tokens):
         self.codes_out = channels
         self.register_buffer("counts", torch.zeros(size))
         self.register_buffer("sums", torch.zeros(size, channels))
+        self.restarts: Tensor | None = None
 
     @property
     def codes(self) -> Tensor:
@@ -115,6 +119,8 @@ class VectorQuantised(Tokens):
         count = even if float(even) > 0 else torch.ones_like(even)
         self.counts[dead] = count
         self.sums[dead] = count * places[rows].to(self.sums.dtype)
+        self.restarts = torch.zeros_like(self.sums) if self.restarts is None else self.restarts
+        self.restarts[dead] = self.sums[dead]
 
     @torch.no_grad()
     def _learn(self, places: Tensor, chosen: Tensor) -> None:
@@ -122,3 +128,9 @@ class VectorQuantised(Tokens):
         sums = torch.zeros_like(self.sums).index_add_(0, chosen, places.to(self.sums.dtype))
         self.counts.lerp_(new, 1.0 - self.decay)
         self.sums.lerp_(sums, 1.0 - self.decay)
+        if self.restarts is not None:
+            self.restarts.mul_(self.decay)
+
+    def begin(self) -> None:
+        """A new batch begins."""
+        self.restarts = None

@@ -75,6 +75,8 @@ class Autoencoder(Model):
         self.network, self.codec, self.bottleneck = network, codec, bottleneck
         self.reconstruction = reconstruction or Reconstruction()
         self.critic, self.eye = critic, eye
+        if critic is not None:
+            _check_critic(critic, codec.latent.shape)
         if eye is not None:
             eye.requires_grad_(False)
         # What is averaged and not optimised: saved with the weights, like any part that learns by being used.
@@ -210,3 +212,14 @@ class Autoencoder(Model):
         with self.evaluating():
             network, bottleneck = copy.deepcopy((self.network, self.bottleneck))
         return Tokenised(network, bottleneck, self.codec)  # type: ignore[arg-type]  # which it checks
+
+
+def _check_critic(critic: nn.Module, shape: tuple[int, ...]) -> None:
+    """Nothing, or an IncompatibleError: it joins in late, and must not be found unfit then."""
+    try:
+        copy.deepcopy(critic).to("meta")(torch.empty(1, *shape, device="meta"))
+    except RuntimeError as error:
+        raise IncompatibleError(
+            f"the critic cannot look at samples {list(shape)}: {error}. Give it as many channels as the data have, and "
+            "fewer layers where they are small"
+        ) from error

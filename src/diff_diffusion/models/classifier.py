@@ -169,10 +169,14 @@ class NoisyClassifier(Model):
             shown: x_t / √(α² + σ²).
             log_snr: λ [B]; beyond the levels that it was trained at the nearest of them is told.
         """
-        ends = (self.process.log_snr(t) for t in (1.0, 0.0))
-        low, high = (min(max(end, -LOG_SNR_LIMIT), LOG_SNR_LIMIT) for end in ends)
-        scores: Tensor = self.network(shown, log_snr.clamp(low, high).to(shown.device, torch.float32))
+        scores: Tensor = self.network(shown, log_snr.clamp(*self.levels_known).to(shown.device, torch.float32))
         return scores
+
+    @property
+    def levels_known(self) -> tuple[float, float]:
+        """The λ of the most and of the least noise that it was trained at."""
+        low, high = (min(max(self.process.log_snr(t), -LOG_SNR_LIMIT), LOG_SNR_LIMIT) for t in (1.0, 0.0))
+        return low, high
 
     def log_prob(self, x_t: Tensor, log_snr: Tensor, cond: Cond, process: Process | None = None) -> Tensor:
         """ln p(label | x_t), nats [B], differentiable in x_t; 0 where a sample has no label.

@@ -32,19 +32,21 @@ class Features(Eye):
 
     Args:
         network: with `features(x, log_snr)`, a list of [B, C, ...]: that of a classifier of these data.
+        log_snr: the least noise that it knows.
 
     Raises:
         ConfigError: a network that tells no features.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, log_snr: float = LOG_SNR_LIMIT) -> None:
         super().__init__()
         if not callable(getattr(network, "features", None)):
             raise ConfigError(f"an eye needs a network that tells its features, and {type(network).__name__} does not")
         self.network: Any = network.requires_grad_(False).eval()
+        self.log_snr = log_snr
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        clean = torch.full((len(x),), LOG_SNR_LIMIT, device=x.device)
+        clean = torch.full((len(x),), self.log_snr, device=x.device)
         return unlike(*(self.network.features(each, clean) for each in (x, other)))
 
 

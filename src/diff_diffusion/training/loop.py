@@ -160,6 +160,10 @@ class _Run:
         rows = [f"{key} was {value!r}, now {now.get(key)!r}" for key, value in fixed.items() if now.get(key) != value]
         if describe(stored) != describe(self.model):
             rows.append("the model's description changed")
+        else:
+            disk, here = stored.state_dict(), self.model.state_dict()
+            others = {name.split(".")[0] for name in stored._fixed() if not torch.equal(disk[name], here[name].cpu())}
+            rows += [f"the {part} has other weights" for part in sorted(others)]
         if state.data["fingerprint"] != self.about_data["fingerprint"]:
             was = f"{state.data['name']}, {state.data['images']} images"
             rows.append(f"the data changed (was {was}; now {self.about_data['name']}, {len(self.data)} images)")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from diff_diffusion.codecs.codec import Codec
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.errors import CheckpointError, ConfigError
 from diff_diffusion.storage import folder as storage
@@ -71,7 +72,9 @@ class RunPlan:
         return {"settings": self.settings.model_dump(mode="json"), **rate, **about}
 
 
-def plan(description: Mapping[str, Any], data: ImageDataset, settings: TrainSettings) -> RunPlan:
+def plan(
+    description: Mapping[str, Any], data: ImageDataset, settings: TrainSettings, codec: Codec | None = None
+) -> RunPlan:
     """What `train` would cost with a model of this description, in seconds; nothing is written.
 
     Steps of the run itself are done on a model of its own, so that what is timed is what will run: reading the batch,
@@ -81,6 +84,7 @@ def plan(description: Mapping[str, Any], data: ImageDataset, settings: TrainSett
         description: of the model, as `describe(model)` or `describe_for_data(data)` give it.
         data: the train split.
         settings: of the run; what they leave open (`micro_batch`, and `precision` "auto") is chosen.
+        codec: whose weights the model's codec has, where it has any.
 
     Raises:
         ConfigError: neither steps nor minutes, or a model that does not fit into memory at all.
@@ -89,7 +93,7 @@ def plan(description: Mapping[str, Any], data: ImageDataset, settings: TrainSett
     if settings.steps is None and settings.minutes is None:
         raise ConfigError("say how long the run is to train: steps or minutes")
     settings = settings.sized(data.shape)
-    with closing(Trial(description, data, settings)) as trial:
+    with closing(Trial(description, data, settings, codec)) as trial:
         micro, notes = trial.choose()
         times, peak = trial.times(micro)
         written, peak_of_writing = trial.checkpoint()
@@ -119,7 +123,11 @@ def plan(description: Mapping[str, Any], data: ImageDataset, settings: TrainSett
 
 
 def chosen(
-    description: Mapping[str, Any], data: ImageDataset, settings: TrainSettings, out: Path | None = None
+    description: Mapping[str, Any],
+    data: ImageDataset,
+    settings: TrainSettings,
+    out: Path | None = None,
+    codec: Codec | None = None,
 ) -> tuple[TrainSettings, list[str]]:
     """The settings with micro-batch and precision said, and a line on each: what `train --auto` trains with.
 
@@ -133,7 +141,7 @@ def chosen(
         return settings.model_copy(update={"micro_batch": micro, "precision": precision}), said
     if settings.micro_batch is not None and settings.precision != "auto":
         return settings, [f"micro-batch {settings.micro_batch}, as set", f"precision {settings.precision}, as set"]
-    with closing(Trial(description, data, settings)) as trial:
+    with closing(Trial(description, data, settings, codec)) as trial:
         micro, notes = trial.choose()
         return settings.model_copy(update={"micro_batch": micro, "precision": trial.precision}), notes
 

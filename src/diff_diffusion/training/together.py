@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from diff_diffusion.codecs.vector_quantised import VectorQuantised
 from diff_diffusion.errors import ConfigError, listed
 from diff_diffusion.models import Model
 from diff_diffusion.objectives.levels import Levels
@@ -46,9 +47,18 @@ def add_up(ranks: Ranks, model: Model, total: Tensor) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     taught = [part.taught for part in levels_of(model) if part.taught is not None]
     averages = model.averages()
+    # Codes that start again do so at one place of the batch, the first process's; a mean of several is nowhere.
+    books = [part for part in model.learns.modules() if isinstance(part, VectorQuantised)]
+    restarts = [torch.zeros_like(book.sums) if book.restarts is None else book.restarts for book in books]
+    for book, restart in zip(books, restarts, strict=True):
+        book.sums.sub_(restart)
+        if not ranks.first:
+            restart.zero_()
     for average in averages:
         average.div_(ranks.count)
-    ranks.add([total, used, *gradients, *taught, *averages])
+    ranks.add([total, used, *gradients, *taught, *averages, *restarts])
+    for book, restart in zip(books, restarts, strict=True):
+        book.sums.add_(restart)
     for parameter, times in zip(parameters, used.tolist(), strict=True):
         if times == 0:
             parameter.grad = None
@@ -57,7 +67,7 @@ def add_up(ranks: Ranks, model: Model, total: Tensor) -> None:
 def begin_batch(model: Model) -> None:
     """A new batch begins, also where its first sample is another process's: parts that learn may count batches."""
     for part in model.learns.modules():
-        if isinstance(part, (Levels, Width)):
+        if isinstance(part, (Levels, Width, VectorQuantised)):
             part.begin()
 
 

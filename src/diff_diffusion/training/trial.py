@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from diff_diffusion.codecs.codec import Codec
 from diff_diffusion.data import ImageDataset
 from diff_diffusion.data.loader import Batch, Batches
 from diff_diffusion.errors import ConfigError
@@ -84,7 +85,13 @@ class Times:
 class Trial:
     """Steps of the run that `train` would make of the same arguments, of any number of images."""
 
-    def __init__(self, description: Mapping[str, Any], data: ImageDataset, settings: TrainSettings) -> None:
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        data: ImageDataset,
+        settings: TrainSettings,
+        codec: Codec | None = None,
+    ) -> None:
         settings = settings.sized(data.shape)
         self.device, self.data, self.settings = choose_device(), data, settings
         self.precision: str = settings.precision if settings.precision != "auto" else "fp32"
@@ -94,6 +101,7 @@ class Trial:
         self._refuse_what_cannot_fit(description)
         self.batches: dict[int, Generator[Batch, None, None]] = {}
         model = Model.from_description(description, settings.seed)
+        model.take_weights(codec)
         fixed = settings.model_copy(update={"precision": self.precision})
         self.run = loop._Run(model, data, None, fixed, None, keep_latents=False)
         model.train()
