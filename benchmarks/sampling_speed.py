@@ -136,7 +136,7 @@ class Bench:
                 if record.step % 200 == 0:
                     print(f"  step {record.step}: loss {record.loss:.4f}", flush=True)
             path.parent.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file(model.state_dict(), path)
+            safetensors.torch.save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
         model.load_state_dict(safetensors.torch.load_file(path))
         return model.eval()
 
