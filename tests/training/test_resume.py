@@ -168,6 +168,24 @@ def test_a_run_is_not_continued_with_other_data_or_another_model(tmp_path: Path)
         next(train(tiny.fresh(tiny.images(), width=16), tiny.images(), tmp_path, tiny.settings()))
 
 
+def test_a_run_is_not_continued_in_another_codec_of_the_same_description(tmp_path: Path) -> None:
+    """What it learned would be decoded to something else."""
+    data = tiny.images()
+
+    def model(seed: int) -> DiffusionModel:
+        coder = tiny.autoencoder(data, "fsq")
+        with torch.no_grad():
+            for weight in coder.network.parameters():
+                weight += 0.1 * seed
+        return DiffusionModel.for_data(data, codec=coder.as_tokens())
+
+    one = tiny.settings(steps=1)
+    list(train(model(0), data, tmp_path, one))
+    with pytest.raises(ConfigError, match="the codec has other weights"):
+        next(train(model(1), data, tmp_path, one))
+    assert list(train(model(0), data, tmp_path, one)) == []
+
+
 def test_data_that_mean_something_else_are_refused(tmp_path: Path) -> None:
     """Labels are numbers: of other classes they would train silently, and wrongly."""
     model = tiny.fresh(tiny.images())
