@@ -8,6 +8,7 @@ Public names are imported when first used, so that `import diff_diffusion` costs
 
 from __future__ import annotations
 
+import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"diff_diffusion has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"diff_diffusion.{_HOMES[name]}"), name)
+    collecting = gc.isenabled()
+    gc.disable()  # what is imported stays: to look through it for garbage, again and again, is a tenth of the time
+    try:
+        return getattr(importlib.import_module(f"diff_diffusion.{_HOMES[name]}"), name)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -158,6 +158,13 @@ def test_importing_the_package_costs_nothing() -> None:
     assert run(code) == ""
 
 
+def test_importing_leaves_the_collecting_of_garbage_as_it_was() -> None:
+    code = (
+        "import gc, diff_diffusion as d; d.Noise; print(gc.isenabled()); gc.disable(); d.train; print(gc.isenabled())"
+    )
+    assert run(code).split() == ["True", "False"]
+
+
 def test_the_core_needs_no_optional_package() -> None:
     """What samples and trains needs torch and numpy; pictures, plots and downloads come when asked for."""
     code = (
