@@ -16,7 +16,7 @@ language = "en"
 extensions = ["myst_parser", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "images"]
 
 html_theme = "furo"
 html_title = f"diff-diffusion {release}"
