@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diff_diffusion.data import ImageDataset, index, load_image_dataset
 from diff_diffusion.data import store as stores
-from diff_diffusion.data.latents import Moments, moments_of
+from diff_diffusion.data.latents import Moments, at_once, moments_of
 
 WHO = {"weights": "一"}
 
@@ -122,6 +122,19 @@ def test_a_disk_without_room_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.posix_fallocate", full)
     assert moments_of(images(), Encoder(), WHO) is None
     assert not list(index.home().iterdir())
+
+
+def test_large_images_are_encoded_few_at_a_time() -> None:
+    assert [at_once((3, side, side)) for side in (8, 128, 256, 512, 4096)] == [64, 64, 16, 4, 1]
+    together: list[int] = []
+
+    def encode(x: Tensor) -> Tensor:
+        together.append(len(x))
+        return torch.nn.functional.avg_pool2d(x.float(), 512)
+
+    data = ImageDataset.from_arrays(np.random.default_rng(0).integers(0, 256, (6, 512, 512), np.uint8))
+    assert kept(data, encode).values.shape == (6, 1, 1, 1)  # type: ignore[arg-type]
+    assert together == [1, 4, 2]
 
 
 def test_progress_is_told() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -15,8 +16,13 @@ from diff_diffusion.data import index
 from diff_diffusion.data.dataset import ImageDataset
 from diff_diffusion.data.survey import Progress
 
-BATCH = 64
-"""Images at once. Always the same ones together, so that an array made anew has the same bytes."""
+PIXELS = 64 * 128 * 128
+"""At once, in at most 64 images."""
+
+
+def at_once(shape: Sequence[int]) -> int:
+    """How many images of a shape are encoded together: always as many, so that what is made anew has the same bytes."""
+    return max(1, min(64, PIXELS // math.prod(shape[1:])))
 
 
 class Moments:
@@ -68,8 +74,9 @@ def moments_of(
         return None
     with file:
         values = np.memmap(file, np.float32, "w+", shape=shape)
-        for start in range(0, len(data), BATCH):
-            rows = range(start, min(start + BATCH, len(data)))
+        batch = at_once(data.shape)
+        for start in range(0, len(data), batch):
+            rows = range(start, min(start + batch, len(data)))
             values[rows.start : rows.stop] = encode(data.batch(rows)).cpu().numpy()
             if progress is not None:
                 progress(rows.stop, len(data))

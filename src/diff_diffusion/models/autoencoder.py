@@ -17,6 +17,7 @@ from diff_diffusion.codecs.bottleneck import Bottleneck, Passed, Tokens
 from diff_diffusion.codecs.tokens import Tokenised
 from diff_diffusion.cond import Cond
 from diff_diffusion.conditions.conditions import Conditions
+from diff_diffusion.data.latents import at_once
 from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models.model import Model
 from diff_diffusion.networks.autoencoder import ConvAutoencoder
@@ -31,7 +32,7 @@ from diff_diffusion.sizing import describe_autoencoder
 if TYPE_CHECKING:
     from diff_diffusion.data import ImageDataset
 
-BATCH, MAX_IMAGES, MAX_FITTED = 64, 512, 10_000
+MAX_IMAGES, MAX_FITTED = 512, 10_000
 
 
 @register("model/autoencoder")
@@ -153,8 +154,9 @@ class Autoencoder(Model):
         latents, tokens = [], []
         with self.evaluating():
             chosen = data.spread(MAX_IMAGES)
-            for first in range(0, len(chosen), BATCH):
-                rows = chosen[first : first + BATCH]
+            batch = at_once(data.shape)
+            for first in range(0, len(chosen), batch):
+                rows = chosen[first : first + batch]
                 images = data.batch(rows).to(self.device)
                 x = self.codec.encode(images)
                 h = self.network.encode(x)
@@ -198,7 +200,8 @@ class Autoencoder(Model):
         With weights of its own, since a codec's stay as they are and the autoencoder may learn on.
         """
         some = data.spread(MAX_FITTED)
-        batches = (data.batch(some[i : i + BATCH]).to(self.device) for i in range(0, len(some), BATCH))
+        batch = at_once(data.shape)
+        batches = (data.batch(some[i : i + batch]).to(self.device) for i in range(0, len(some), batch))
         with self.evaluating():
             network, bottleneck = copy.deepcopy((self.network, self.bottleneck))
         return Autoencoded.fit(network, bottleneck, self.codec, batches, self.reconstruction.shape)

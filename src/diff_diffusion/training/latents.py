@@ -9,7 +9,7 @@ from torch import Tensor
 from diff_diffusion.codecs.autoencoded import Autoencoded
 from diff_diffusion.codecs.encoded import Encoded
 from diff_diffusion.data import ImageDataset
-from diff_diffusion.data.latents import BATCH, Moments, moments_of
+from diff_diffusion.data.latents import Moments, at_once, moments_of
 from diff_diffusion.data.loader import Batch
 from diff_diffusion.errors import IncompatibleError
 from diff_diffusion.models import Model
@@ -64,7 +64,8 @@ class Latents:
             moments = self.kept.batch(rows).to(self.device)
         else:
             with self.model.evaluating():
-                pieces = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+                batch = at_once(data.shape)
+                pieces = [rows[i : i + batch] for i in range(0, len(rows), batch)]
                 moments = torch.cat([codec.moments(data.batch(piece).to(self.device)) for piece in pieces])
         noise = Noise([derive(0, "codec", int(row)) for row in rows])
         std = codec.latents(moments, noise).double().transpose(0, 1).flatten(1).std(1, correction=0)
