@@ -58,7 +58,7 @@ def main() -> None:
     write_file(arguments.out / "scores.json", to_json(scores.to_json()))
 
     last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    rate = last["step"] * settings.batch_size / last["seconds"]
+    rate = model.facts["images seen"] / last["seconds"]
     low, high = scores.agreement_interval
     rows = [
         ("parameters", f"{model.num_parameters:,}"),

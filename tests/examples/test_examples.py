@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,6 @@ def test_the_demo(tmp_path):
         assert (tmp_path / "demo" / name).exists(), name
     assert "agreement with the asked label" in done.stdout
     assert "real against real" in done.stdout
+    rate = re.search(r"steps in \d+ s, ([\d,]+) images/s", done.stdout)
+    assert rate is not None
+    assert int(rate[1].replace(",", "")) > 0

@@ -79,6 +79,7 @@ def test_a_step_that_is_skipped_teaches_no_code_and_no_width() -> None:
 
 def test_the_width_is_the_average_of_what_was_measured() -> None:
     width = Width()
+    width.learn(torch.tensor(torch.nan))
     width.learn(torch.tensor(2.0))
     assert float(width.value) == 2.0, "the first is all there is"
     width.learn(torch.tensor(1.0))

@@ -65,7 +65,11 @@ Latent = Annotated[
     bool, typer.Option("--latent", help="Train an autoencoder, then a diffusion model in its latents: both in one run.")
 ]
 Codec = Annotated[
-    Path | None, typer.Option(help="Train in the latents of this run of `--model autoencoder`.", show_default=False)
+    Path | None,
+    typer.Option(
+        help="Train in the latents of this run of `--model autoencoder`, or of a model that works in some.",
+        show_default=False,
+    ),
 ]
 Bottleneck = Annotated[
     str | None, typer.Option(help="What an autoencoder's latents are: kl (numbers), vq or fsq (codes). kl if left out.")

@@ -59,7 +59,7 @@ class VectorQuantised(Tokens):
         self.codes_out = channels
         self.register_buffer("counts", torch.zeros(size))
         self.register_buffer("sums", torch.zeros(size, channels))
-        self.restarts: Tensor | None = None
+        self.restarts = None
 
     @property
     def codes(self) -> Tensor:

@@ -248,7 +248,7 @@ class Model(nn.Module, ABC):
         """What a model folder holds: its files, of which the weights' are views of the model, and the manifest's
         entries."""
         raw = self.state_dict()
-        once = self._fixed()
+        once = self.fixed()
         averaged = {name: value for name, value in (raw | (self.ema or {})).items() if name not in once}
         tensors = {f"ema/{name}": value for name, value in averaged.items()}  # buffers have no average
         tensors |= {f"raw/{name}": value for name, value in raw.items()}
@@ -265,7 +265,7 @@ class Model(nn.Module, ABC):
         }
         return files, {"version": __version__, "model": description}
 
-    def _fixed(self) -> set[str]:
+    def fixed(self) -> set[str]:
         """The weights that do not learn, such as a codec's: they have no average, and are stored once."""
         fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         codec = learned(self.codec)
@@ -325,7 +325,7 @@ class Model(nn.Module, ABC):
         if not isinstance(shape_of, cls):
             raise CheckpointError(f"it describes a {type(shape_of).__name__}, and a {cls.__name__} is needed here")
         chosen = {name.removeprefix(f"{weights}/"): t for name, t in tensors.items() if name.startswith(f"{weights}/")}
-        chosen |= {name: tensors[f"raw/{name}"] for name in shape_of._fixed() if f"raw/{name}" in tensors}
+        chosen |= {name: tensors[f"raw/{name}"] for name in shape_of.fixed() if f"raw/{name}" in tensors}
         _same_keys(shape_of.state_dict(), chosen)
         model = cls.from_description(description)
         model.load_state_dict(chosen)

@@ -91,5 +91,5 @@ class Width(nn.Module):
     @torch.no_grad()
     def learn(self, deviation: Tensor) -> None:
         new = torch.where(self.value > 0, torch.lerp(self.value, deviation.to(self.value), 0.05), deviation)
-        self.value.copy_(torch.where(torch.isfinite(new), new, self.value))  # a step that is skipped teaches nothing
-        self.value.clamp_(min=1e-6)  # data that decode perfectly would cost minus infinity
+        least = new.clamp(min=1e-6)  # data that decode perfectly would cost minus infinity
+        self.value.copy_(torch.where(torch.isfinite(new), least, self.value))  # a step that is skipped teaches nothing

@@ -162,7 +162,7 @@ class _Run:
             rows.append("the model's description changed")
         else:
             disk, here = stored.state_dict(), self.model.state_dict()
-            others = {name.split(".")[0] for name in stored._fixed() if not torch.equal(disk[name], here[name].cpu())}
+            others = {name.split(".")[0] for name in stored.fixed() if not torch.equal(disk[name], here[name].cpu())}
             rows += [f"the {part} has other weights" for part in sorted(others)]
         if state.data["fingerprint"] != self.about_data["fingerprint"]:
             was = f"{state.data['name']}, {state.data['images']} images"
